@@ -1,0 +1,112 @@
+"""Arrays and their description in one safetensors file, written atomically.
+
+The format holds tensors and text only: loading runs no code of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+
+def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -> Path:
+    """Write a pytree of arrays with a JSON description; complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(tree).items()
+    }
+    metadata = {"description": json.dumps(description, sort_keys=True)}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load_description(path: str | os.PathLike) -> dict[str, Any]:
+    """The description in a file's header, without reading its arrays.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated or none of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}.")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({error}); delete it and "
+            f"write it again."
+        ) from error
+    try:
+        return json.loads(metadata["description"])
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(
+            f"{path} was not written by gmm_guidance: its header has no description."
+        ) from None
+
+
+def load_tree(path: str | os.PathLike, like: Any) -> Any:
+    """Read arrays into the structure of ``like`` (arrays or shape descriptions).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated, or its arrays are not those of ``like``:
+            the message lists what is missing, unexpected or of another shape.
+    """
+    load_description(path)
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); write it again.") from error
+    expected = named_leaves(like)
+    problems = [f"missing {name}" for name in expected if name not in arrays]
+    problems += [f"unexpected {name}" for name in arrays if name not in expected]
+    problems += [
+        f"{name} has shape {arrays[name].shape}, expected {leaf.shape}"
+        for name, leaf in expected.items()
+        if name in arrays and arrays[name].shape != leaf.shape
+    ]
+    if problems:
+        raise ValueError(
+            f"{path} does not fit: {'; '.join(problems[:5])}"
+            + (f"; and {len(problems) - 5} more." if len(problems) > 5 else ".")
+        )
+    leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by the path that leads to them, in the tree's own order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in leaves
+    }
+
+
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Entries in which two descriptions differ, in words."""
+    names = sorted(expected.keys() | found.keys())
+    missing = object()
+    return [
+        f"{name} is {found.get(name)!r}, expected {expected.get(name)!r}"
+        for name in names
+        if expected.get(name, missing) != found.get(name, missing)
+    ]

@@ -1,0 +1,70 @@
+"""The plan of a run: which rule acts at which evaluation, known before tracing.
+
+A rule resolves its windows and zero weights at each concrete position of the schedule.
+Neighbouring steps with the same resolved rules form a segment, which is one compiled
+loop body: passes that are off in a segment are not part of its program, and no step
+branches at run time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from gmm_guidance.guidance.rule import GuidanceRule
+from gmm_guidance.schedule import Position, Schedule
+from gmm_guidance.solvers import Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Steps ``start .. stop - 1``, on which the same rules act.
+
+    ``rules`` has one rule for each evaluation that the solver makes in a step.
+    """
+
+    start: int
+    stop: int
+    is_final: bool
+    rules: tuple[GuidanceRule, ...]
+
+
+def plan_segments(
+    guidance: GuidanceRule, schedule: Schedule, solver: Solver
+) -> tuple[Segment, ...]:
+    """Resolve the rule over the schedule and group equal neighbours."""
+    sigmas = np.asarray(schedule.sigmas())
+    num_steps = len(sigmas) - 1
+    segments: list[Segment] = []
+    for step in range(num_steps):
+        is_final = step == num_steps - 1
+        rules = tuple(
+            guidance.at(
+                Position(
+                    fraction=step / num_steps,
+                    sigma=float(sigmas[step + evaluation]),
+                    step=step,
+                    num_steps=num_steps,
+                )
+            )
+            for evaluation in range(solver.num_evaluations(is_final))
+        )
+        last = segments[-1] if segments else None
+        if last is not None and not is_final and _same(last.rules, rules):
+            segments[-1] = dataclasses.replace(last, stop=step + 1)
+        else:
+            segments.append(Segment(step, step + 1, is_final, rules))
+    return tuple(segments)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal structure, and the same numbers or the very same arrays."""
+    leaves_a, tree_a = jax.tree.flatten(a)
+    leaves_b, tree_b = jax.tree.flatten(b)
+    return tree_a == tree_b and all(
+        x is y or (isinstance(x, (int, float)) and isinstance(y, (int, float)) and x == y)
+        for x, y in zip(leaves_a, leaves_b, strict=True)
+    )

@@ -1,0 +1,237 @@
+"""``guided_sample``: draw samples of any denoiser under any guidance rule."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from gmm_guidance.checks import as_concrete, check_key
+from gmm_guidance.denoiser import Denoiser
+from gmm_guidance.guidance.rule import GuidanceRule, Unguided, full_precision
+from gmm_guidance.partition import Static, join, split
+from gmm_guidance.passes import evaluate_passes, is_block_stack
+from gmm_guidance.plan import plan_segments
+from gmm_guidance.schedule import Karras, Schedule
+from gmm_guidance.solvers import Solver, as_solver
+
+
+def guided_sample(
+    key: jax.Array,
+    denoiser: Denoiser,
+    label: ArrayLike | None = None,
+    *,
+    num_samples: int,
+    guidance: GuidanceRule = Unguided(),
+    schedule: Schedule = Karras(),
+    solver: str | Solver = "heun",
+    trajectory: bool = False,
+    initial: jax.Array | None = None,
+    sample_shape: tuple[int, ...] | None = None,
+    first_index: int = 0,
+    batch_size: int | None = None,
+) -> Any:
+    """Sample a denoiser under guidance.
+
+    The noise of a sample depends on the key and its global index alone, and random
+    masks on the key and the step, so results do not depend on ``batch_size`` beyond the
+    rounding of matrix products. Scales of the rule are traced: a sweep compiles once,
+    and ``jax.vmap`` over keys and scales works. (Under ``vmap`` over keys each run has
+    masks of its own, so that the passes of all runs are computed in full.)
+
+    Args:
+        key: a JAX random key.
+        denoiser: any callable ``f(x, sigma, label) -> D``, with x ``[n, ...]``, sigma a
+            scalar, label ``[n]`` integers or ``None`` for no condition. Blocks can be
+            dropped only of a ``BlockStack``.
+        label: the condition: ``None``, an integer, or ``[num_samples]`` integers.
+        num_samples: how many samples, at least 1.
+        guidance: the rule. Python scales that are off cost no pass.
+        schedule: noise levels.
+        solver: ``"euler"`` (DDIM), ``"heun"``, ``"dpmpp_2m"``, ``"edm_stochastic"``, or
+            a ``Solver``.
+        trajectory: also return the state at each noise level.
+        initial: noisy samples at the highest noise level, ``[num_samples, ...]``, in
+            place of Gaussian noise.
+        sample_shape: shape of one sample; by default the denoiser's own
+            ``sample_shape``, or that of ``initial``.
+        first_index: global index of the first sample, to draw a large set in parts.
+        batch_size: evaluate at most so many samples at once.
+
+    Returns:
+        Samples ``[num_samples, ...]``; with ``trajectory`` a pair of them and the
+        trajectory ``[steps + 1, num_samples, ...]``, from noise to samples.
+
+    Raises:
+        ValueError: for counts below 1, labels out of range, a rule that needs a label
+            without one, an unknown solver, or an unknown sample shape.
+        TypeError: if the rule drops blocks of a denoiser without blocks.
+    """
+    check_key(key)
+    solver = as_solver(solver)
+    shape = _sample_shape(denoiser, sample_shape, initial)
+    _check_counts(num_samples, batch_size, first_index)
+    label = _as_labels(label, num_samples, getattr(denoiser, "num_labels", None))
+    if label is None and guidance.needs_label:
+        raise ValueError(
+            f"{type(guidance).__name__} guides towards a label, got label=None. Give a "
+            f"label, or use Unguided() for unconditional samples."
+        )
+    if initial is not None and jnp.shape(initial) != (num_samples, *shape):
+        raise ValueError(
+            f"initial must have shape {(num_samples, *shape)}, got "
+            f"{jnp.shape(initial)}."
+        )
+    segments = plan_segments(guidance, schedule, solver)
+    arrays, static = split((denoiser, tuple(s.rules for s in segments)))
+    run = functools.partial(
+        _run,
+        tuple((s.start, s.stop, s.is_final) for s in segments),
+        static,
+        solver,
+        shape,
+        trajectory,
+        arrays,
+        key,
+        jnp.asarray(schedule.sigmas(), jnp.result_type(float)),
+    )
+    size = batch_size or num_samples
+    parts = []
+    for start in range(0, num_samples, size):
+        part = slice(start, min(start + size, num_samples))
+        index = jnp.arange(part.start, part.stop, dtype=jnp.uint32) + jnp.uint32(
+            first_index
+        )
+        parts.append(
+            run(
+                index,
+                None if label is None else label[part],
+                None if initial is None else jnp.asarray(initial)[part],
+            )
+        )
+    if len(parts) == 1:
+        return parts[0]
+    if not trajectory:
+        return jnp.concatenate(parts)
+    samples, paths = zip(*parts, strict=True)
+    return jnp.concatenate(samples), jnp.concatenate(paths, axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _run(
+    bounds: tuple[tuple[int, int, bool], ...],
+    static: Static,
+    solver: Solver,
+    shape: tuple[int, ...],
+    trajectory: bool,
+    arrays: list[Any],
+    key: jax.Array,
+    sigmas: jax.Array,
+    index: jax.Array,
+    label: jax.Array | None,
+    initial: jax.Array | None,
+) -> Any:
+    denoiser, segment_rules = join(arrays, static)
+    num_blocks = denoiser.num_blocks if is_block_stack(denoiser) else None
+    start_key, mask_key, churn_key = jax.random.split(key, 3)
+
+    def noise_of(noise_key):
+        return jax.vmap(
+            lambda i: jax.random.normal(
+                jax.random.fold_in(noise_key, i), shape, sigmas.dtype
+            )
+        )(index)
+
+    x = sigmas[0] * noise_of(start_key) if initial is None else initial
+    carry = solver.init(x)
+    state: Any = ()
+    paths = [x[None]]
+    for (start, stop, is_final), rules in zip(bounds, segment_rules, strict=True):
+        state = _carry_over(state, rules[0].init(x))
+
+        def step(loop, inputs, rules=rules, is_final=is_final):
+            x, carry, state = loop
+            i, sigma, sigma_next = inputs
+
+            def denoise(x, sigma, state, evaluation):
+                rule = rules[evaluation]
+                draws = rule.draw(mask_key, i, evaluation, num_blocks, index)
+                passes = rule.passes(label, draws)
+                outputs = evaluate_passes(denoiser, x, sigma, passes)
+                return rule.combine(full_precision(outputs), x, sigma, state)
+
+            x, carry, state = solver.step(
+                denoise,
+                x,
+                sigma,
+                sigma_next,
+                carry,
+                state,
+                lambda: noise_of(jax.random.fold_in(churn_key, i)),
+                len(sigmas) - 1,
+                is_final,
+            )
+            return (x, carry, state), (x if trajectory else None)
+
+        inputs = (
+            jnp.arange(start, stop, dtype=jnp.uint32),
+            sigmas[start:stop],
+            sigmas[start + 1 : stop + 1],
+        )
+        (x, carry, state), path = jax.lax.scan(step, (x, carry, state), inputs)
+        paths.append(path)
+    return (x, jnp.concatenate(paths)) if trajectory else x
+
+
+def _carry_over(state: Any, fresh: Any) -> Any:
+    """A rule's state across segments: kept where the next rule has the same."""
+    same = jax.tree.structure(state) == jax.tree.structure(fresh)
+    return state if same else fresh
+
+
+def _sample_shape(denoiser, sample_shape, initial) -> tuple[int, ...]:
+    if sample_shape is None:
+        sample_shape = getattr(denoiser, "sample_shape", None)
+    if sample_shape is None and initial is not None:
+        sample_shape = jnp.shape(initial)[1:]
+    if sample_shape is None:
+        raise ValueError(
+            f"the shape of a sample is unknown: {type(denoiser).__name__} has no "
+            f"sample_shape; pass sample_shape=(2,), say, or initial noise."
+        )
+    return tuple(int(s) for s in sample_shape)
+
+
+def _check_counts(num_samples, batch_size, first_index) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if first_index < 0:
+        raise ValueError(f"first_index must be at least 0, got {first_index}.")
+
+
+def _as_labels(label, num_samples: int, num_labels: int | None) -> jax.Array | None:
+    if label is None:
+        return None
+    label = jnp.asarray(label)
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f"label must be an integer, got dtype {label.dtype}.")
+    if label.shape not in ((), (num_samples,)):
+        raise ValueError(
+            f"label must be an integer or [{num_samples}] integers, one for each "
+            f"sample, got shape {label.shape}."
+        )
+    values = as_concrete(label)
+    if values is not None and num_labels is not None:
+        bad = values[(values < 0) | (values > num_labels)]
+        if np.size(bad):
+            raise ValueError(
+                f"label must be in 0..{num_labels - 1} (or {num_labels} for no "
+                f"condition), got {np.unique(bad)[:5].tolist()}."
+            )
+    return jnp.broadcast_to(label.astype(jnp.int32), (num_samples,))

@@ -1,0 +1,202 @@
+"""Solvers of the sampling equation in the variance-exploding clock.
+
+The probability-flow equation is ``dx/dsigma = (x - D(x, sigma)) / sigma`` (Karras et al.
+2022, arXiv 2206.00364, Eq. 4). A solver advances ``x`` from one noise level to the next.
+It sees a denoiser and nothing else: guidance is already inside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+# denoise(x, sigma, state, evaluation) -> (D, state); the state is opaque to solvers.
+Denoise = Callable[[jax.Array, jax.Array, Any, int], tuple[jax.Array, Any]]
+Noise = Callable[[], jax.Array]
+
+
+class Solver(Protocol):
+    """One step of a solver, and what it carries from step to step."""
+
+    def num_evaluations(self, is_final: bool) -> int:
+        """Denoiser evaluations in a step; the final one leads to noise level 0."""
+        ...
+
+    def init(self, x: jax.Array) -> Any:
+        """What is carried into the first step."""
+        ...
+
+    def step(
+        self,
+        denoise: Denoise,
+        x: jax.Array,
+        sigma: jax.Array,
+        sigma_next: jax.Array,
+        carry: Any,
+        state: Any,
+        noise: Noise,
+        num_steps: int,
+        is_final: bool,
+    ) -> tuple[jax.Array, Any, Any]:
+        """Advance ``x``; returns it with the new carry and the denoiser's state."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler:
+    """First order, one evaluation a step. In this clock it is DDIM (Song et al. 2021)."""
+
+    def num_evaluations(self, is_final: bool) -> int:
+        """One."""
+        return 1
+
+    def init(self, x: jax.Array) -> Any:
+        """Nothing."""
+        return ()
+
+    def step(
+        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
+    ):
+        """``D + sigma_next / sigma (x - D)``: exact for a constant ``D``."""
+        denoised, state = denoise(x, sigma, state, 0)
+        return _euler(x, denoised, sigma, sigma_next), carry, state
+
+
+@dataclasses.dataclass(frozen=True)
+class Heun:
+    """Second order, two evaluations a step, one in the last (EDM, Algorithm 1)."""
+
+    def num_evaluations(self, is_final: bool) -> int:
+        """Two, but one in the last step."""
+        return 1 if is_final else 2
+
+    def init(self, x: jax.Array) -> Any:
+        """Nothing."""
+        return ()
+
+    def step(
+        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
+    ):
+        """Euler, then the mean of the slopes at both ends."""
+        denoised, state = denoise(x, sigma, state, 0)
+        end = _euler(x, denoised, sigma, sigma_next)
+        if is_final:
+            return end, carry, state
+        slope = (x - denoised) / sigma
+        denoised, state = denoise(end, sigma_next, state, 1)
+        slope_end = (end - denoised) / sigma_next
+        return x + 0.5 * (sigma_next - sigma) * (slope + slope_end), carry, state
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverPP2M:
+    """DPM-Solver++(2M): second-order multistep, one evaluation a step.
+
+    Lu et al. 2022 (arXiv 2211.01095, Algorithm 2), in ``lambda = -log sigma``. The first
+    and the last step are of first order.
+    """
+
+    def num_evaluations(self, is_final: bool) -> int:
+        """One."""
+        return 1
+
+    def init(self, x: jax.Array) -> Any:
+        """The previous denoised samples and step in lambda: none yet."""
+        return jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
+
+    def step(
+        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
+    ):
+        """Exponential integrator on a linear extrapolation of ``D`` in lambda."""
+        previous, h_previous = carry
+        denoised, state = denoise(x, sigma, state, 0)
+        if is_final:
+            return denoised, carry, state
+        h = jnp.log(sigma / sigma_next)
+        # The infinite step before the first makes this zero: first order.
+        extrapolated = denoised + h / (2.0 * h_previous) * (denoised - previous)
+        return _euler(x, extrapolated, sigma, sigma_next), (denoised, h), state
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMStochastic:
+    """EDM's stochastic sampler: noise is added before each Heun step (Algorithm 2).
+
+    Args:
+        churn: S_churn >= 0, the total amount; 0 gives ``Heun``.
+        sigma_min: S_tmin, no noise is added below.
+        sigma_max: S_tmax, nor above.
+        noise_scale: S_noise > 0, standard deviation of the added noise.
+
+    Raises:
+        ValueError: for a negative churn or a noise scale that is not positive.
+    """
+
+    churn: float = 40.0
+    sigma_min: float = 0.05
+    sigma_max: float = 50.0
+    noise_scale: float = 1.003
+
+    def __post_init__(self):
+        if not (math.isfinite(self.churn) and self.churn >= 0):
+            raise ValueError(f"churn must be finite and >= 0, got {self.churn}.")
+        if not self.noise_scale > 0:
+            raise ValueError(f"noise_scale must be > 0, got {self.noise_scale}.")
+
+    def num_evaluations(self, is_final: bool) -> int:
+        """Two, but one in the last step."""
+        return 1 if is_final else 2
+
+    def init(self, x: jax.Array) -> Any:
+        """Nothing."""
+        return ()
+
+    def step(
+        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
+    ):
+        """Raise the noise level by gamma, then a Heun step down."""
+        gamma = min(self.churn / num_steps, math.sqrt(2.0) - 1.0)
+        churned = (sigma >= self.sigma_min) & (sigma <= self.sigma_max)
+        raised = sigma * (1.0 + jnp.where(churned, gamma, 0.0))
+        extra = jnp.sqrt(jnp.maximum(raised**2 - sigma**2, 0.0))
+        x = x + extra * self.noise_scale * noise()
+        return Heun().step(
+            denoise, x, raised, sigma_next, carry, state, noise, num_steps, is_final
+        )
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": Euler(),
+    "ddim": Euler(),
+    "heun": Heun(),
+    "dpmpp_2m": DPMSolverPP2M(),
+    "edm_stochastic": EDMStochastic(),
+}
+
+
+def as_solver(solver: str | Solver) -> Solver:
+    """A solver from its name; solver objects pass through.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    if not isinstance(solver, str):
+        return solver
+    if solver not in SOLVERS:
+        near = difflib.get_close_matches(solver, SOLVERS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"solver must be one of {', '.join(SOLVERS)} or a Solver object, got "
+            f"{solver!r}.{hint}"
+        )
+    return SOLVERS[solver]
+
+
+def _euler(x, denoised, sigma, sigma_next):
+    return denoised + (sigma_next / sigma) * (x - denoised)

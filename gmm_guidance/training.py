@@ -1,0 +1,285 @@
+"""Train ``BlockMLP`` denoisers on a mixture: several seeds at once, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from gmm_guidance.checkpoint import (
+    differences,
+    load_description,
+    load_tree,
+    save_tree,
+)
+from gmm_guidance.checks import check_key
+from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture_sampling import sample_batch
+from gmm_guidance.networks import BlockMLP
+from gmm_guidance.trained import TrainedDenoiser, TrainingRun
+from gmm_guidance.training_config import TrainingConfig
+
+_CHECKPOINT_SECONDS = 10.0
+_MAX_STEPS_PER_CALL = 100
+
+Progress = Callable[["TrainingProgress"], None]
+
+
+class TrainingProgress(NamedTuple):
+    """What a progress callback is told.
+
+    Attributes:
+        step: steps done.
+        num_steps: steps in all.
+        loss: mean loss over seeds since the last report.
+        steps_per_second: speed since the last report.
+    """
+
+    step: int
+    num_steps: int
+    loss: float
+    steps_per_second: float
+
+
+class _State(NamedTuple):
+    network: BlockMLP
+    average: BlockMLP
+    optimizer: Any
+
+
+def train_denoiser(
+    key: jax.Array,
+    mixture: GaussianMixture,
+    config: TrainingConfig = TrainingConfig(),
+    *,
+    progress: bool | Progress = False,
+    checkpoint: str | os.PathLike | None = None,
+) -> TrainedDenoiser:
+    """Train one denoiser on a mixture; see ``train_denoisers`` for the arguments."""
+    check_key(key)
+    run = train_denoisers(
+        key[None], mixture, config, progress=progress, checkpoint=checkpoint
+    )
+    return run.denoiser()
+
+
+def train_denoisers(
+    keys: jax.Array,
+    mixture: GaussianMixture,
+    config: TrainingConfig = TrainingConfig(),
+    *,
+    progress: bool | Progress = False,
+    checkpoint: str | os.PathLike | None = None,
+) -> TrainingRun:
+    """Train denoisers of several seeds together, keeping them at several lengths.
+
+    The loss is EDM's: squared error of the denoised sample, weighted by
+    ``(sigma^2 + s^2) / (sigma s)^2`` so that each noise level starts at equal weight
+    (Karras et al. 2022, Table 1), with ``ln sigma`` normal around the mixture's scale.
+
+    Args:
+        keys: JAX random keys ``[num_seeds]``; a seed's result depends on its key alone
+            (up to the rounding of batched matrix products).
+        mixture: the data.
+        config: see ``TrainingConfig``.
+        progress: ``True`` for a progress bar with loss and speed, or a callable that is
+            told ``TrainingProgress`` now and then.
+        checkpoint: file to resume from if it exists, and to keep up to date. It is
+            removed when training ends. Continued training equals uninterrupted.
+
+    Returns:
+        A ``TrainingRun``.
+
+    Raises:
+        ValueError: if the checkpoint is truncated, foreign or of another run.
+    """
+    network_config = config.network(mixture)
+    optimizer = config.optimizer()
+
+    def start(key):
+        network = BlockMLP(network_config, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
+        return _State(network, network, optimizer.init(network))
+
+    state = jax.jit(jax.vmap(start))(keys)
+    description = _describe(keys, mixture, config)
+    kept: list[Any] = []
+    losses: list[Any] = []
+    step = 0
+    if checkpoint is not None and Path(checkpoint).exists():
+        step, state, kept, losses = _resume(checkpoint, description, state)
+
+    with _reporting(progress) as report:
+        saved = reported = time.monotonic()
+        while step < config.num_steps:
+            stop = next(s for s in config.snapshots if s > step)
+            count = _chunk(step, stop)
+            state, loss = _train_steps(
+                config, count, keys, mixture, state, jnp.uint32(step)
+            )
+            loss.block_until_ready()
+            step += count
+            now = time.monotonic()
+            report(
+                TrainingProgress(
+                    step,
+                    config.num_steps,
+                    float(loss.mean()),
+                    count / max(now - reported, 1e-9),
+                )
+            )
+            reported = now
+            if step in config.snapshots:
+                kept.append(state.average)
+                losses.append(loss)
+            if checkpoint is not None and now - saved > _CHECKPOINT_SECONDS:
+                _save(checkpoint, description, step, state, kept, losses)
+                saved = time.monotonic()
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    return TrainingRun(tuple(kept), config, len(keys), tuple(losses))
+
+
+def _chunk(step: int, stop: int) -> int:
+    """Steps in the next call: powers of ten and their doubles, so few programs."""
+    count = _MAX_STEPS_PER_CALL
+    while count > stop - step:
+        count = {100: 50, 50: 20, 20: 10, 10: 1}.get(count, 1)
+        if count == 1:
+            break
+    return count
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _train_steps(
+    config: TrainingConfig,
+    count: int,
+    keys: jax.Array,
+    mixture: GaussianMixture,
+    state: _State,
+    first_step: jax.Array,
+) -> tuple[_State, jax.Array]:
+    """``count`` optimisation steps of all seeds; returns the mean loss of each seed."""
+    optimizer = config.optimizer()
+
+    def one_seed(key, state):
+        def step(state, index):
+            # A function of key and step: resuming needs no stored random state.
+            step_key = jax.random.fold_in(jax.random.fold_in(key, 1), index)
+            loss, gradient = jax.value_and_grad(_loss)(
+                state.network, config, mixture, step_key
+            )
+            # Optax mixes integer counts with floats, which a strict caller forbids.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, inner = optimizer.update(
+                    gradient, state.optimizer, state.network
+                )
+            network = optax.apply_updates(state.network, updates)
+            done = index.astype(jnp.float32)
+            decay = jnp.minimum(config.ema_decay, (1.0 + done) / (10.0 + done))
+            average = jax.tree.map(
+                lambda a, b: decay * a + (1.0 - decay) * b, state.average, network
+            )
+            return _State(network, average, inner), loss
+
+        index = first_step + jnp.arange(count, dtype=jnp.uint32)
+        state, losses = jax.lax.scan(step, state, index)
+        return state, losses.mean()
+
+    return jax.vmap(one_seed)(keys, state)
+
+
+def _loss(
+    network: BlockMLP, config: TrainingConfig, mixture: GaussianMixture, key: jax.Array
+) -> jax.Array:
+    data_key, sigma_key, noise_key, drop_key = jax.random.split(key, 4)
+    n = config.batch_size
+    clean, label = sample_batch(mixture, data_key, n)
+    scale = network.config.data_scale
+    log_sigma = config.log_sigma_offset + config.log_sigma_std * jax.random.normal(
+        sigma_key, (n,), clean.dtype
+    )
+    sigma = scale * jnp.exp(log_sigma)
+    noisy = clean + sigma[:, None] * jax.random.normal(
+        noise_key, clean.shape, clean.dtype
+    )
+    dropped = jax.random.bernoulli(drop_key, config.label_dropout, (n,))
+    label = jnp.where(dropped, mixture.num_labels, label)
+    target = clean
+    if config.target == "exact":
+        target = mixture.denoise(noisy, sigma, label)
+    error = jnp.sum((network(noisy, sigma, label) - target) ** 2, axis=1)
+    weight = (sigma**2 + scale**2) / (sigma * scale) ** 2
+    return jnp.mean(weight * error) / clean.shape[1]
+
+
+def _describe(keys, mixture, config) -> dict[str, Any]:
+    """What a checkpoint must agree with to be continued."""
+    parameters = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(mixture)]
+    return {
+        "kind": "gmm_guidance.training checkpoint",
+        "training": dataclasses.asdict(config) | {"snapshots": list(config.snapshots)},
+        "keys": np.asarray(jax.random.key_data(keys)).tolist(),
+        "mixture": hash_of([parameters, mixture.labels.tolist()]),
+    }
+
+
+def hash_of(value: Any) -> str:
+    """A short fingerprint of a JSON-like value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _save(path, description, step, state, kept, losses) -> None:
+    save_tree(
+        path, (state, tuple(kept), tuple(losses)), description | {"step": step}
+    )
+
+
+def _resume(path, description, state):
+    found = load_description(path)
+    step = found.pop("step", None)
+    differing = differences(description, found)
+    if differing:
+        raise ValueError(
+            f"{path} is a checkpoint of another run: {'; '.join(differing)}. Delete it "
+            f"to start anew, or name another file."
+        )
+    count = sum(s <= step for s in found["training"]["snapshots"])
+    num_seeds = len(found["keys"])
+    loss = jax.ShapeDtypeStruct((num_seeds,), jnp.float32)
+    like = (state, (state.average,) * count, (loss,) * count)
+    state, kept, losses = load_tree(path, like)
+    return step, state, list(kept), list(losses)
+
+
+class _reporting:
+    """A context that yields the progress callback: a bar, the caller's, or nothing."""
+
+    def __init__(self, progress: bool | Progress):
+        self.progress = progress
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if callable(self.progress):
+            return self.progress
+        if not self.progress:
+            return lambda report: None
+        from gmm_guidance.progress import TrainingBar
+
+        self.bar = TrainingBar()
+        return self.bar.__enter__().update
+
+    def __exit__(self, *details):
+        if self.bar is not None:
+            self.bar.__exit__(*details)
