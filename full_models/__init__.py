@@ -1,0 +1,1 @@
+"""Large diffusion transformers as block stacks. Not yet part of this release."""

@@ -1,6 +1,8 @@
 """Diffusion guidance beside the exact answer: mixtures, denoisers, rules, samplers."""
 
-from gmm_guidance import presets
+from importlib.metadata import version as _version
+
+from gmm_guidance import metrics, presets
 from gmm_guidance.block_drop import Bernoulli, FixedBlocks, FixedCount
 from gmm_guidance.cost import Cost, expected_cost
 from gmm_guidance.denoiser import BlockStack, Denoiser, ExactDenoiser
@@ -16,42 +18,78 @@ from gmm_guidance.guidance import (
     static,
 )
 from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.networks import BlockMLP, NetworkConfig
 from gmm_guidance.passes import Pass, evaluate_passes
+from gmm_guidance.process import (
+    DDPM,
+    VE,
+    VP,
+    ProcessDenoiser,
+    RectifiedFlow,
+)
+from gmm_guidance.quantile_map import quantile_map
 from gmm_guidance.sampling import guided_sample
 from gmm_guidance.schedule import (
+    CustomSchedule,
     DDPMSteps,
     FlowSteps,
     Karras,
     SigmaWindow,
     StepWindow,
 )
+from gmm_guidance.solvers import DPMSolverPP2M, EDMStochastic, Euler, Heun
+from gmm_guidance.trained import TrainedDenoiser, TrainingRun
+from gmm_guidance.training import TrainingProgress, train_denoiser, train_denoisers
+from gmm_guidance.training_config import TrainingConfig
+
+__version__ = _version("gmm-guidance")
 
 __all__ = [
-    "CFG",
     "AutoGuidance",
     "Bernoulli",
+    "BlockMLP",
     "BlockStack",
+    "CFG",
     "Cost",
+    "CustomSchedule",
+    "DDPM",
     "DDPMSteps",
+    "DPMSolverPP2M",
     "Denoiser",
+    "EDMStochastic",
+    "Euler",
     "ExactDenoiser",
     "FixedBlocks",
     "FixedCount",
     "FlowSteps",
     "GaussianMixture",
     "GuidanceRule",
+    "Heun",
     "Karras",
+    "NetworkConfig",
     "Pass",
+    "ProcessDenoiser",
+    "RectifiedFlow",
     "S2Guidance",
     "SigmaWindow",
     "SkipLayer",
     "StepWindow",
+    "TrainedDenoiser",
+    "TrainingConfig",
+    "TrainingProgress",
+    "TrainingRun",
     "Unguided",
+    "VE",
+    "VP",
     "Windowed",
     "evaluate_passes",
     "expected_cost",
     "guidance_rule",
     "guided_sample",
+    "metrics",
     "presets",
+    "quantile_map",
     "static",
+    "train_denoiser",
+    "train_denoisers",
 ]

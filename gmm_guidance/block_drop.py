@@ -80,8 +80,10 @@ class FixedCount:
 
     def draw(self, key: jax.Array, num_blocks: int) -> jax.Array:
         """``[num_dropped]`` ascending block indices."""
-        eligible = eligible_blocks(num_blocks, self.protected)
-        chosen = jax.random.permutation(key, jnp.asarray(eligible))[: self.num_dropped]
+        eligible = jnp.asarray(eligible_blocks(num_blocks, self.protected))
+        if self.num_dropped == 1:  # without the sort of a permutation, slow to compile
+            return eligible[jax.random.randint(key, (1,), 0, eligible.size)]
+        chosen = jax.random.permutation(key, eligible)[: self.num_dropped]
         return jnp.sort(chosen)
 
     def expected_depths(self, num_blocks: int) -> tuple[float, float]:

@@ -49,7 +49,10 @@ class BlockStack(Protocol):
     pytrees of arrays with leading axis ``n``.
     """
 
-    num_blocks: int
+    @property
+    def num_blocks(self) -> int:
+        """Depth of the stack."""
+        ...
 
     def embed(self, x: jax.Array, sigma: jax.Array, label: Any) -> tuple[Any, Any]:
         """The state that enters block 0, and what all blocks are conditioned on."""

@@ -144,7 +144,7 @@ class GaussianMixture:
         return jnp.exp(self.label_log_weights()[:-1])
 
     def label_log_weights(self) -> jax.Array:
-        """Log probability of each class, then 0 for "no condition": ``[num_labels + 1]``."""
+        """Log probability of each class, then 0 for "none": ``[num_labels + 1]``."""
         members = self.labels[None, :] == np.arange(self.num_labels)[:, None]
         terms = jnp.where(members, self.log_weights[None, :], -jnp.inf)
         logs = jax.nn.logsumexp(terms, axis=1)
@@ -260,7 +260,7 @@ class GaussianMixture:
         check_key(key)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-        return _sample(
+        return sample_by_index(
             self, key, num_samples, self._spread_label(label, (num_samples,))
         )
 

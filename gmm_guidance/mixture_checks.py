@@ -97,7 +97,7 @@ def prepare_weights(
     if weights is None:
         return jnp.full((count,), -np.log(count), dtype)
     values = as_concrete(weights)
-    shape = jnp.shape(weights)
+    shape = jnp.shape(weights if values is None else values)
     if shape != (count,):
         raise ValueError(
             f"weights must have shape [{count}], one for each component, got {shape}."

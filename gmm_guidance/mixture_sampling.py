@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def sample_by_index(
     mixture: GaussianMixture, key: jax.Array, num_samples: int, label: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Samples ``[n, d]`` and labels ``[n]``; sample i depends on the key and i alone."""
+    """Samples ``[n, d]``, labels ``[n]``; sample i depends on key and i alone."""
     tables = _tables(mixture)
     dtype = mixture.means.dtype
 

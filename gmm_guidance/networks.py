@@ -75,7 +75,10 @@ def precondition(sigma: jax.Array, data_scale: float) -> Preconditioning:
     total = sigma**2 + data_scale**2
     root = jnp.sqrt(total)
     return Preconditioning(
-        data_scale**2 / total, sigma * data_scale / root, 1.0 / root, jnp.log(sigma) / 4.0
+        data_scale**2 / total,
+        sigma * data_scale / root,
+        1.0 / root,
+        jnp.log(sigma) / 4.0,
     )
 
 
@@ -141,7 +144,9 @@ class BlockMLP(nnx.Module):
         c = precondition(sigma, self.config.data_scale)
         hidden = self.embed_sample(c.input * (x - self._mean(x)))
         # Frequencies up to one period per 0.1 in ln(sigma) / 4.
-        frequencies = jnp.geomspace(0.5, 30.0, self.config.num_frequencies, dtype=x.dtype)
+        frequencies = jnp.geomspace(
+            0.5, 30.0, self.config.num_frequencies, dtype=x.dtype
+        )
         phase = c.noise * frequencies[None]
         features = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
         if label is None:
@@ -149,7 +154,9 @@ class BlockMLP(nnx.Module):
         context = self.embed_noise(features) + self.embed_label(label)
         return hidden, nnx.silu(context)
 
-    def block(self, index: ArrayLike, hidden: jax.Array, context: jax.Array) -> jax.Array:
+    def block(
+        self, index: ArrayLike, hidden: jax.Array, context: jax.Array
+    ) -> jax.Array:
         """The state after block ``index``, ``[n, width]``."""
         chosen = jax.tree.map(
             lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False),
@@ -167,7 +174,7 @@ class BlockMLP(nnx.Module):
         return mean + c.skip * (x - mean) + c.out * self.output(self.norm(hidden))
 
     def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:
-        """Denoise ``[n, dim]``; sigma a scalar or ``[n]``, label ``[n]`` or ``None``."""
+        """Denoise ``[n, dim]``; sigma scalar or ``[n]``, label ``[n]`` or ``None``."""
         return run_blocks(self, x, jnp.asarray(sigma, x.dtype), label)
 
     def _mean(self, x: jax.Array) -> jax.Array:

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gmm_guidance.denoiser import BlockStack, Denoiser
 
@@ -115,10 +114,11 @@ def _evaluate_labels(model, x, sigma, labels) -> Sequence[jax.Array]:
 
 def _evaluate_dropped(model: BlockStack, x, sigma, p: Pass) -> jax.Array:
     """One weak pass on its own."""
+    drop = p.drop
     hidden, context = model.embed(x, sigma, p.label)
 
     def block(i, hidden):
-        return _block_or_hold(model, i, hidden, context, _is_dropped(p.drop, i))
+        return _block_or_hold(model, i, hidden, context, _is_dropped(drop, i))
 
     hidden = jax.lax.fori_loop(0, model.num_blocks, block, hidden)
     return model.readout(hidden, context, x, sigma)
@@ -140,7 +140,7 @@ def _evaluate_rows(
     labels: Sequence[Any],
     joining: Sequence[Pass],
 ) -> jax.Array:
-    """Full passes of all labels, then the weak passes that join them: ``[row, ...]``."""
+    """Full passes of all labels, then the weak passes that join: ``[row, ...]``."""
     if not labels:
         return jnp.zeros((0,))
     embedded = [model.embed(x, sigma, label) for label in labels]
@@ -156,11 +156,13 @@ def _evaluate_rows(
         )
         return readout(hidden, context, x, sigma)
 
-    drops = _stack_drops([p.drop for p in joining], model.num_blocks)
-    base = np.array([_index(labels, p.label) for p in joining], np.int32)
+    drops = _stack_drops(
+        [p.drop for p in joining if p.drop is not None], model.num_blocks
+    )
+    base = jnp.asarray([_index(labels, p.label) for p in joining], jnp.int32)
     first = jnp.min(drops, axis=tuple(range(1, drops.ndim)))
     order = jnp.argsort(first)  # rows join in the order of their first dropped block
-    first, drops, base = first[order], drops[order], jnp.asarray(base)[order]
+    first, drops, base = first[order], drops[order], base[order]
 
     start: Any = 0
     for joined in range(len(joining) + 1):
@@ -193,7 +195,9 @@ def _row_step(block, context, drops, num_full):
     def shared(i, hidden):
         # The rows that move are gathered in front, so that a dropped block costs
         # nothing; which of the programs runs depends on how many they are.
-        held = jnp.concatenate([jnp.zeros(num_full, bool), jnp.any(drops == i, axis=-1)])
+        held = jnp.concatenate(
+            [jnp.zeros(num_full, bool), jnp.any(drops == i, axis=-1)]
+        )
         moving = jnp.argsort(held, stable=True)
 
         def run(count):
@@ -246,7 +250,7 @@ def _append_row(rows: Any, source: jax.Array) -> Any:
     return jax.tree.map(append, rows)
 
 
-def _is_dropped(drop: jax.Array, index: jax.Array) -> jax.Array:
+def _is_dropped(drop: Any, index: jax.Array) -> jax.Array:
     return jnp.any(drop == index, axis=-1)
 
 

@@ -60,11 +60,16 @@ def plan_segments(
     return tuple(segments)
 
 
+def same_structure(a: Any, b: Any) -> bool:
+    """Whether two pytrees have the same structure."""
+    tree_a: Any = jax.tree.structure(a)
+    return bool(tree_a == jax.tree.structure(b))
+
+
 def _same(a: Any, b: Any) -> bool:
     """Equal structure, and the same numbers or the very same arrays."""
-    leaves_a, tree_a = jax.tree.flatten(a)
-    leaves_b, tree_b = jax.tree.flatten(b)
-    return tree_a == tree_b and all(
-        x is y or (isinstance(x, (int, float)) and isinstance(y, (int, float)) and x == y)
-        for x, y in zip(leaves_a, leaves_b, strict=True)
+    return same_structure(a, b) and all(
+        x is y
+        or (isinstance(x, (int, float)) and isinstance(y, (int, float)) and x == y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )

@@ -1,9 +1,9 @@
 """Gaussian noise processes, and every way a network may speak about them.
 
 A process adds noise to data along its own clock, ``x_t = alpha(t) x0 + s(t) noise``. As
-``x_t / alpha = x0 + sigma * noise`` with ``sigma = s / alpha``, a network trained on any
-of them is a denoiser ``(x, sigma, label) -> D``, the library's one currency, after a
-change of variables (Karras et al. 2022, arXiv 2206.00364, Sec. 2 and App. B).
+``x_t / alpha = x0 + sigma * noise`` with ``sigma = s / alpha``, a network trained on
+any of them is a denoiser ``(x, sigma, label) -> D``, the library's one currency, after
+a change of variables (Karras et al. 2022, arXiv 2206.00364, Sec. 2 and App. B).
 
 With ``D = E[x0 | x_t]`` and ``eps = (x_t - alpha D) / s``, a network may predict
 
@@ -13,7 +13,8 @@ With ``D = E[x0 | x_t]`` and ``eps = (x_t - alpha D) / s``, a network may predic
     velocity   E[dx_t/dt | x_t] = alpha' D + s' eps   Lipman et al. 2022, 2210.02747
     score      grad log p_t(x_t) = -eps / s           Song et al. 2021, 2011.13456
 
-where ' is d/dt. Times may be scalars or one for each sample, ``[n]``.
+where ' is d/dt. Times may be scalars or one for each sample, ``[n]``. All is computed,
+and returned, in float32 or better: differences of large numbers are taken here.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ KINDS = ("x0", "eps", "v", "velocity", "score")
 class Process(abc.ABC):
     """Base of all processes: hashable and static, with arrays of times as arguments.
 
-    All methods are elementwise, keep the shape of their argument, and return floats of
-    at least 32 bits. ``alpha``, ``noise_std`` and their rates belong to ``x_t``;
+    All methods are elementwise and keep the shape of their argument. ``alpha``,
+    ``noise_std`` and their rates belong to ``x_t``;
     ``sigma`` is the noise level of ``x_t / alpha``.
     """
 
@@ -164,11 +165,13 @@ class VP(Process):
         """The root of ``B(t) = log(1 + sigma^2)``."""
         sigma = _level_array(sigma)
         # Squares of large levels overflow float32, those of small ones vanish beside 1.
-        large = jnp.maximum(sigma, 1.0)
+        # (Selected by where, as the derivative of maximum is halved at a tie.)
+        is_large = sigma > 1.0
+        large, small = jnp.where(is_large, sigma, 1.0), jnp.where(is_large, 1.0, sigma)
         integral = jnp.where(
-            sigma > 1.0,
+            is_large,
             2.0 * jnp.log(large) + jnp.log1p(large**-2),
-            jnp.log1p(jnp.minimum(sigma, 1.0) ** 2),
+            jnp.log1p(small**2),
         )
         # The textbook root subtracts nearly equal numbers for small levels.
         slope = self.beta_max - self.beta_min
@@ -348,7 +351,7 @@ def to_denoised(
         kind: ``"x0"``, ``"eps"``, ``"v"``, ``"velocity"`` or ``"score"``, see above.
 
     Returns:
-        ``E[x0 | x_t]``, shape and dtype of ``x_t``.
+        ``E[x0 | x_t]``, the shape of ``x_t``.
 
     Raises:
         ValueError: for an unknown kind, or shapes that do not fit.
@@ -383,7 +386,7 @@ def from_denoised(
         kind: ``"x0"``, ``"eps"``, ``"v"``, ``"velocity"`` or ``"score"``, see above.
 
     Returns:
-        The prediction, shape and dtype of ``x_t``.
+        The prediction, the shape of ``x_t``.
 
     Raises:
         ValueError: for an unknown kind, or shapes that do not fit.
@@ -419,7 +422,7 @@ def normalise(
     Raises:
         ValueError: if ``t`` is neither a scalar nor ``[n]``.
     """
-    x = _float_array(x_t, minimum=None)
+    x = _float_array(x_t)
     return x / _spread(process.alpha(t), x, "t"), process.sigma(t)
 
 
@@ -439,7 +442,7 @@ def denormalise(
     Raises:
         ValueError: if ``sigma`` is neither a scalar nor ``[n]``, or negative.
     """
-    x = _float_array(x, minimum=None)
+    x = _float_array(x)
     t = process.time(sigma)
     return x * _spread(process.alpha(t), x, "sigma"), t
 
@@ -453,8 +456,8 @@ def denormalise(
 class ProcessDenoiser:
     """A network in its native form as a denoiser ``(x, sigma, label) -> D``.
 
-    The network sees what it was trained on: ``x_t = alpha x`` at the process's own time.
-    The times of ``DDPM`` arrive as floats, between integers for other noise levels.
+    The network sees what it was trained on, ``x_t = alpha x`` at the process's own
+    time. Times of ``DDPM`` arrive as floats, between integers for other noise levels.
 
     Args:
         model: callable ``model(x_t, t, label) -> prediction`` with x_t ``[n, ...]``,
@@ -516,7 +519,7 @@ def _spread(value: jax.Array, x: jax.Array, name: str) -> jax.Array:
 
 
 def _pair(x_t: ArrayLike, other: ArrayLike, name: str) -> tuple[jax.Array, jax.Array]:
-    x = _float_array(x_t, minimum=None)
+    x = _float_array(x_t)
     if jnp.shape(other) != x.shape:
         raise ValueError(
             f"{name} must have the shape of x_t, {x.shape}, got {jnp.shape(other)}; "
@@ -525,14 +528,13 @@ def _pair(x_t: ArrayLike, other: ArrayLike, name: str) -> tuple[jax.Array, jax.A
     return x, jnp.asarray(other, x.dtype)
 
 
-def _float_array(value: ArrayLike, minimum: Any = jnp.float32) -> jax.Array:
-    """As a floating array; bfloat16 cannot count to 1000, so times get 32 bits."""
+def _float_array(value: ArrayLike) -> jax.Array:
+    """As floats of at least 32 bits; bfloat16 could not even count to 1000."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array.astype(jnp.result_type(float))
-    if minimum is None:
-        return array
-    return array.astype(jnp.promote_types(array.dtype, minimum))
+    narrow = jnp.finfo(array.dtype).bits < 32
+    return array.astype(jnp.float32) if narrow else array
 
 
 def _time_array(t: ArrayLike, last: float = math.inf) -> jax.Array:

@@ -15,7 +15,7 @@ from gmm_guidance.denoiser import Denoiser
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, full_precision
 from gmm_guidance.partition import Static, join, split
 from gmm_guidance.passes import evaluate_passes, is_block_stack
-from gmm_guidance.plan import plan_segments
+from gmm_guidance.plan import plan_segments, same_structure
 from gmm_guidance.schedule import Karras, Schedule
 from gmm_guidance.solvers import Solver, as_solver
 
@@ -152,15 +152,17 @@ def _run(
     paths = [x[None]]
     for (start, stop, is_final), rules in zip(bounds, segment_rules, strict=True):
         state = _carry_over(state, rules[0].init(x))
+        steps = jnp.arange(start, stop, dtype=jnp.uint32)
+        # All random masks of the segment at once, as data: the loop stays pure.
+        draws = _draw(rules, mask_key, steps, num_blocks, index)
 
         def step(loop, inputs, rules=rules, is_final=is_final):
             x, carry, state = loop
-            i, sigma, sigma_next = inputs
+            i, sigma, sigma_next, draws = inputs
 
             def denoise(x, sigma, state, evaluation):
                 rule = rules[evaluation]
-                draws = rule.draw(mask_key, i, evaluation, num_blocks, index)
-                passes = rule.passes(label, draws)
+                passes = rule.passes(label, draws[evaluation])
                 outputs = evaluate_passes(denoiser, x, sigma, passes)
                 return rule.combine(full_precision(outputs), x, sigma, state)
 
@@ -177,20 +179,34 @@ def _run(
             )
             return (x, carry, state), (x if trajectory else None)
 
-        inputs = (
-            jnp.arange(start, stop, dtype=jnp.uint32),
-            sigmas[start:stop],
-            sigmas[start + 1 : stop + 1],
-        )
+        inputs = (steps, sigmas[start:stop], sigmas[start + 1 : stop + 1], draws)
         (x, carry, state), path = jax.lax.scan(step, (x, carry, state), inputs)
         paths.append(path)
     return (x, jnp.concatenate(paths)) if trajectory else x
 
 
+def _draw(rules, key, steps, num_blocks, index) -> tuple[Any, ...]:
+    """Each evaluation's draws over all steps of a segment."""
+
+    def draw(rule, evaluations):
+        return jax.vmap(
+            lambda i: jax.vmap(lambda e: rule.draw(key, i, e, num_blocks, index))(
+                evaluations
+            )
+        )(steps)
+
+    if len({jax.tree.structure(rule) for rule in rules}) == 1:
+        together = draw(rules[0], jnp.arange(len(rules), dtype=jnp.uint32))
+        return tuple(
+            jax.tree.map(lambda a, e=e: a[:, e], together) for e in range(len(rules))
+        )
+    parts = [draw(rule, jnp.asarray([e], jnp.uint32)) for e, rule in enumerate(rules)]
+    return tuple(jax.tree.map(lambda a: a[:, 0], part) for part in parts)
+
+
 def _carry_over(state: Any, fresh: Any) -> Any:
     """A rule's state across segments: kept where the next rule has the same."""
-    same = jax.tree.structure(state) == jax.tree.structure(fresh)
-    return state if same else fresh
+    return state if same_structure(state, fresh) else fresh
 
 
 def _sample_shape(denoiser, sample_shape, initial) -> tuple[int, ...]:

@@ -72,8 +72,10 @@ class Karras:
         """Noise levels ``[num_steps + 1]``."""
         if self.num_steps == 1:
             return np.array([self.sigma_max, 0.0])
-        ends = np.array([self.sigma_max, self.sigma_min]) ** (1.0 / self.rho)
-        levels = np.linspace(*ends, self.num_steps) ** self.rho
+        first, last = (
+            end ** (1.0 / self.rho) for end in (self.sigma_max, self.sigma_min)
+        )
+        levels = np.linspace(first, last, self.num_steps) ** self.rho
         levels[[0, -1]] = self.sigma_max, self.sigma_min  # free of rounding
         return np.append(levels, 0.0)
 
@@ -93,7 +95,7 @@ class DDPMSteps:
       respacing of DiT's sampler (250 of 1000), up to rounding.
 
     Args:
-        num_steps: number of steps, from 1 (2, unless trailing) to ``process.num_steps``.
+        num_steps: number of steps, at least 1 (2 unless trailing), at most the chain's.
         process: the chain.
         spacing: see above.
 
@@ -107,6 +109,11 @@ class DDPMSteps:
 
     def __post_init__(self):
         _check_num_steps(self.num_steps)
+        if not isinstance(self.process, DDPM):
+            raise ValueError(
+                f"process must be a DDPM chain, got {self.process!r}; for others give "
+                f"levels, with Karras or CustomSchedule."
+            )
         if self.num_steps > self.process.num_steps:
             raise ValueError(
                 f"num_steps must be at most the chain's {self.process.num_steps}, got "
@@ -275,8 +282,8 @@ class StepWindow:
         if not 0 <= self.lo < self.hi <= 1:
             raise ValueError(
                 f"a step window must satisfy 0 <= lo < hi <= 1, shares of the steps, "
-                f"got lo={self.lo}, hi={self.hi}; for noise levels use SigmaWindow, and "
-                f"to switch a rule off set its scale."
+                f"got lo={self.lo}, hi={self.hi}; for noise levels use SigmaWindow, "
+                f"and to switch a rule off set its scale."
             )
 
     def contains(self, position: Position) -> bool:

@@ -1,8 +1,8 @@
 """Solvers of the sampling equation in the variance-exploding clock.
 
-The probability-flow equation is ``dx/dsigma = (x - D(x, sigma)) / sigma`` (Karras et al.
-2022, arXiv 2206.00364, Eq. 4). A solver advances ``x`` from one noise level to the next.
-It sees a denoiser and nothing else: guidance is already inside of it.
+The probability-flow equation is ``dx/dsigma = (x - D(x, sigma)) / sigma`` (Karras et
+al. 2022, arXiv 2206.00364, Eq. 4). A solver advances ``x`` from one noise level to the
+next. It sees a denoiser and nothing else: guidance is already inside of it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Solver(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Euler:
-    """First order, one evaluation a step. In this clock it is DDIM (Song et al. 2021)."""
+    """First order, one evaluation a step; in this clock it is DDIM."""
 
     def num_evaluations(self, is_final: bool) -> int:
         """One."""
@@ -98,8 +98,8 @@ class Heun:
 class DPMSolverPP2M:
     """DPM-Solver++(2M): second-order multistep, one evaluation a step.
 
-    Lu et al. 2022 (arXiv 2211.01095, Algorithm 2), in ``lambda = -log sigma``. The first
-    and the last step are of first order.
+    Lu et al. 2022 (arXiv 2211.01095, Algorithm 2), in ``lambda = -log sigma``. The
+    first and the last step are of first order.
     """
 
     def num_evaluations(self, is_final: bool) -> int:

@@ -69,7 +69,7 @@ class TrainedDenoiser:
         return self.network.readout(hidden, context, x, sigma)
 
     def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:
-        """Denoise ``[n, dim]``; sigma a scalar or ``[n]``, label ``[n]`` or ``None``."""
+        """Denoise ``[n, dim]``; sigma scalar or ``[n]``, label ``[n]`` or ``None``."""
         return self.network(x, sigma, label)
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -109,7 +109,7 @@ class TrainingRun:
     """Denoisers of several seeds at several training lengths, from one run.
 
     Attributes:
-        networks: for each snapshot a ``BlockMLP`` whose arrays have a leading seed axis.
+        networks: a ``BlockMLP`` for each snapshot; its arrays have a leading seed axis.
         config: configuration of the run, which names the snapshots.
         num_seeds: number of seeds.
         losses: mean training loss before each snapshot, ``[num_seeds]`` each.
@@ -151,7 +151,7 @@ class TrainingRun:
     def load(
         cls, path: str | os.PathLike, config: TrainingConfig | None = None
     ) -> TrainingRun:
-        """Read what ``save`` wrote; arguments and errors as ``TrainedDenoiser.load``."""
+        """Read what ``save`` wrote; otherwise as ``TrainedDenoiser.load``."""
         found = _read(path, _RUN_KIND, config)
         training = _training_config(found)
         num_seeds = found["num_seeds"]

@@ -124,9 +124,9 @@ def train_denoisers(
         saved = reported = time.monotonic()
         while step < config.num_steps:
             stop = next(s for s in config.snapshots if s > step)
-            count = _chunk(step, stop)
+            count = min(stop - step, _MAX_STEPS_PER_CALL)
             state, loss = _train_steps(
-                config, count, keys, mixture, state, jnp.uint32(step)
+                config, jnp.uint32(count), keys, mixture, state, jnp.uint32(step)
             )
             loss.block_until_ready()
             step += count
@@ -151,20 +151,10 @@ def train_denoisers(
     return TrainingRun(tuple(kept), config, len(keys), tuple(losses))
 
 
-def _chunk(step: int, stop: int) -> int:
-    """Steps in the next call: powers of ten and their doubles, so few programs."""
-    count = _MAX_STEPS_PER_CALL
-    while count > stop - step:
-        count = {100: 50, 50: 20, 20: 10, 10: 1}.get(count, 1)
-        if count == 1:
-            break
-    return count
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _train_steps(
     config: TrainingConfig,
-    count: int,
+    count: jax.Array,
     keys: jax.Array,
     mixture: GaussianMixture,
     state: _State,
@@ -174,7 +164,8 @@ def _train_steps(
     optimizer = config.optimizer()
 
     def one_seed(key, state):
-        def step(state, index):
+        def step(index, loop):
+            state, total = loop
             # A function of key and step: resuming needs no stored random state.
             step_key = jax.random.fold_in(jax.random.fold_in(key, 1), index)
             loss, gradient = jax.value_and_grad(_loss)(
@@ -191,13 +182,15 @@ def _train_steps(
             average = jax.tree.map(
                 lambda a, b: decay * a + (1.0 - decay) * b, state.average, network
             )
-            return _State(network, average, inner), loss
+            return _State(network, average, inner), total + loss
 
-        index = first_step + jnp.arange(count, dtype=jnp.uint32)
-        state, losses = jax.lax.scan(step, state, index)
-        return state, losses.mean()
+        # A traced count: one compilation, however many steps lie between snapshots.
+        state, total = jax.lax.fori_loop(
+            first_step, first_step + count, step, (state, jnp.zeros(()))
+        )
+        return state, total / count.astype(jnp.float32)
 
-    return jax.vmap(one_seed)(keys, state)
+    return jax.vmap(one_seed, in_axes=(0, 0))(keys, state)
 
 
 def _loss(
@@ -241,9 +234,7 @@ def hash_of(value: Any) -> str:
 
 
 def _save(path, description, step, state, kept, losses) -> None:
-    save_tree(
-        path, (state, tuple(kept), tuple(losses)), description | {"step": step}
-    )
+    save_tree(path, (state, tuple(kept), tuple(losses)), description | {"step": step})
 
 
 def _resume(path, description, state):

@@ -72,7 +72,9 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be > 0, got {value}.")
         for name in ("ema_decay", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+                raise ValueError(
+                    f"{name} must be in [0, 1), got {getattr(self, name)}."
+                )
 
     @property
     def num_steps(self) -> int:

@@ -209,11 +209,11 @@ def test_sliced_distance_to_a_mixture_is_the_limit_of_many_samples():
     truth = presets.random(0, num_components=5)
     x = draws(presets.random(1, num_components=5), 2000)[0]
     for label in (None, 1):
-        many = draws(truth, 100_000, seed=3, label=label)[0]
+        many = draws(truth, 40_000, seed=3, label=label)[0]
         np.testing.assert_allclose(
             metrics.sliced_wasserstein(x, truth, label),
             metrics.sliced_wasserstein(x, many),
-            rtol=0.01,
+            rtol=0.02,
         )
 
 
@@ -349,6 +349,23 @@ def test_mode_statistics_with_missing_and_single_samples():
     assert np.isfinite(classes.relative_shift[0])
 
 
+def test_outward_is_away_from_the_whole_mixtures_mean(line):
+    # The mean is 0.15, so 0.5 lies above it, although it is the lower of its class.
+    x = np.asarray(line.means)[[0, 1, 2]] + 0.1
+    modes = metrics.mode_statistics(x, [0, 1, 1], line)
+    np.testing.assert_allclose(modes.outward_shift, [-0.1, 0.5, 0.2], rtol=1e-5)
+    low = GaussianMixture(np.array([[6.0], [10.0]]), 1.0, labels=np.arange(2))
+    result = metrics.class_statistics(np.array([5.0, 10.5]), [0, 1], low)
+    np.testing.assert_allclose(result.outward_shift, [1.0, 0.5], rtol=1e-5)
+
+
+def test_share_error_is_the_total_variation_of_mode_shares():
+    truth = presets.four_corners(labels="diagonal")
+    x = np.array([[-4.0, -4.0]] * 3 + [[4.0, 4.0]])
+    result = metrics.summarise(x, 0, truth)
+    assert result["mode_share_error"] == pytest.approx(0.25)  # 3/4, 1/4 for 1/2, 1/2
+
+
 def test_samples_count_for_modes_of_their_own_label_only():
     truth = presets.four_corners()
     x = np.full((10, 2), 4.0)  # all at the last corner, whatever was asked
@@ -400,16 +417,20 @@ def test_outside_fraction_agrees_with_scipys_mahalanobis_distance():
     x = x + 0.5 * np.random.default_rng(0).normal(size=x.shape)
     means = np.asarray(truth.means, np.float64)
     inverses = np.linalg.inv(np.asarray(truth.covariances, np.float64))
-    outside = [
-        min(
-            scipy.spatial.distance.mahalanobis(point, means[k], inverses[k])
-            for k in np.flatnonzero(truth.labels == label)
-        )
-        > 2.5
-        for point, label in zip(x, labels, strict=True)
-    ]
-    assert 0 < np.mean(outside) < 1
-    assert metrics.outside_fraction(x, labels, truth, 2.5) == np.mean(outside)
+    nearest = np.array(
+        [
+            min(
+                scipy.spatial.distance.mahalanobis(point, means[k], inverses[k])
+                for k in np.flatnonzero(truth.labels == label)
+            )
+            for point, label in zip(x, labels, strict=True)
+        ]
+    )
+    # Just below and above every sample's own distance: each of them is right.
+    for distance in nearest:
+        for num_std in (0.9999 * distance, 1.0001 * distance):
+            value = metrics.outside_fraction(x, labels, truth, num_std)
+            assert value == np.mean(nearest > num_std)
 
 
 def test_outside_fraction_looks_at_the_own_label_or_at_all():

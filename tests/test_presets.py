@@ -186,14 +186,13 @@ def test_random_takes_a_seed_or_a_key(key):
     assert not np.allclose(presets.random(1).means, by_seed.means)
 
 
-def test_every_preset_is_found_by_name_and_normalised(key):
+def test_every_preset_is_found_by_name_and_normalised():
     assert set(presets.names()) == set(presets.PRESETS)
     for name in presets.names():
         mixture = presets.get(name, **({"key": 0} if name == "random" else {}))
         np.testing.assert_allclose(np.sum(mixture.weights), 1.0, rtol=1e-5)
-        x, labels = mixture.sample(key, 50)
-        assert np.isfinite(x).all() and np.isfinite(mixture.log_prob(x)).all()
-        assert 0 <= labels.min() and labels.max() < mixture.num_labels
+        assert np.isfinite(mixture.means).all() and (mixture.variances > 0).all()
+        assert mixture.num_labels == mixture.labels.max() + 1
     assert presets.get("ring", num_modes=3).num_components == 3
 
 

@@ -1,0 +1,1 @@
+"""Experiments on Gaussian mixtures: guidance beside the exact answer."""

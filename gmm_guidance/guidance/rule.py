@@ -17,22 +17,23 @@ import jax.numpy as jnp
 from gmm_guidance.passes import Pass
 from gmm_guidance.schedule import Position
 
-RuleType = TypeVar("RuleType", bound=type)
+Rule = TypeVar("Rule")
 
 
-def static(default: Any = dataclasses.MISSING) -> Any:
-    """A field of a rule that shapes the program (not traced): counts, forms, windows."""
+def static(*, default: Any = dataclasses.MISSING) -> Any:
+    """A field that shapes the program and is not traced: a count, a form, a window."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))
-def guidance_rule(cls: RuleType) -> RuleType:
+def guidance_rule(cls: type[Rule]) -> type[Rule]:
     """Class decorator: a frozen dataclass whose non-``static`` fields are leaves."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+    frozen: Any = dataclasses.dataclass(frozen=True)(cls)
+    return jax.tree_util.register_dataclass(frozen)
 
 
 class GuidanceRule:
-    """Base of all rules. Derive, decorate with ``guidance_rule``, and define two methods.
+    """Base of all rules: derive, decorate with ``guidance_rule``, define two methods.
 
     ``passes`` and ``combine`` are the rule; the other methods have defaults for rules
     without windows, random draws and state.
@@ -55,7 +56,7 @@ class GuidanceRule:
         self,
         key: jax.Array,
         step: jax.Array,
-        evaluation: int,
+        evaluation: jax.Array,
         num_blocks: int | None,
         sample_index: jax.Array,
     ) -> Any:
@@ -125,4 +126,5 @@ class Unconditional(GuidanceRule):
 
 def full_precision(outputs: jax.Array) -> jax.Array:
     """At least float32: guidance takes small differences of large numbers."""
-    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    small = jnp.finfo(outputs.dtype).bits < 32
+    return outputs.astype(jnp.float32) if small else outputs

@@ -43,9 +43,9 @@ class DroppedBlocks:
     """
 
     law: DropLaw = static()
-    num_masks: int | Literal["all"] = static(1)
-    redraw: Redraw = static("step")
-    per_sample: bool = static(False)
+    num_masks: int | Literal["all"] = static(default=1)
+    redraw: Redraw = static(default="step")
+    per_sample: bool = static(default=False)
 
     def draw(self, key, step, evaluation, num_blocks, sample_index):
         """Index sets of the dropped blocks, one ``[k]`` or ``[n, k]`` for each mask."""
@@ -114,7 +114,7 @@ class WeakPassGuidance(GuidanceRule):
     scale: ArrayLike | None
     weak_scale: ArrayLike
     source: DroppedBlocks | OtherModel
-    form: Form = static("centred")
+    form: Form = static(default="centred")
 
     @property
     def needs_label(self) -> bool:  # type: ignore[override]
@@ -213,14 +213,14 @@ class S2Guidance(_ResolvingRule):
 
     scale: ArrayLike
     s2_scale: ArrayLike = 0.25
-    num_dropped: int = static(1)
-    protected: tuple[int, ...] = static((0,))
-    window: Window | tuple[float, float] | None = static((0.1, 0.9))
-    num_masks: int | Literal["all"] = static(1)
-    form: Form = static("centred")
-    law: DropLaw | None = static(None)
-    redraw: Redraw = static("step")
-    per_sample: bool = static(False)
+    num_dropped: int = static(default=1)
+    protected: tuple[int, ...] = static(default=(0,))
+    window: Window | tuple[float, float] | None = static(default=(0.1, 0.9))
+    num_masks: int | Literal["all"] = static(default=1)
+    form: Form = static(default="centred")
+    law: DropLaw | None = static(default=None)
+    redraw: Redraw = static(default="step")
+    per_sample: bool = static(default=False)
 
     def __post_init__(self):
         check_scale("scale", self.scale)
@@ -274,7 +274,7 @@ class SkipLayer(_ResolvingRule):
     scale: ArrayLike
     blocks: tuple[int, ...] = static()
     skip_scale: ArrayLike = 2.5
-    window: Window | tuple[float, float] | None = static((0.01, 0.2))
+    window: Window | tuple[float, float] | None = static(default=(0.01, 0.2))
 
     def __post_init__(self):
         check_scale("scale", self.scale)
@@ -301,7 +301,7 @@ class SkipLayer(_ResolvingRule):
 
 @guidance_rule
 class AutoGuidance(_ResolvingRule):
-    """AutoGuidance: extrapolate from a worse model, ``D_w + scale (D_c - D_w)``. 1 = off.
+    """Extrapolation from a worse model: ``D_w + scale (D_c - D_w)``. 1 = off.
 
     Karras et al. 2024 (arXiv 2406.02507). The worse model is a smaller or less trained
     denoiser of the same data, given the same label. Two passes, one of each model.

@@ -1,0 +1,7 @@
+"""``python -m toy_experiments``."""
+
+import sys
+
+from toy_experiments.cli import main
+
+sys.exit(main())

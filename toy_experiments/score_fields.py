@@ -1,0 +1,313 @@
+"""Fields of the exact, the CFG-guided and the S²-guided score, and where they depart.
+
+For a corner of the 2-D mixture and several noise levels: the exact conditional score;
+how far CFG with *exact* denoisers departs from it (the rule's own bias); how far CFG
+and S² with a *trained* network depart (bias and learning error together); and the S²
+correction drawn on CFG's error. Fields are multiplied by the noise level, which makes
+them differences of denoised samples over sigma, of order one at every level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+import gmm_guidance as gg
+from toy_experiments.experiment import Config, Experiment, Metrics, over_seeds
+from toy_experiments.laboratory import (
+    REGIME_TITLES,
+    REGIMES,
+    make_mixture,
+    trained,
+)
+from toy_experiments.style import PAGE_WIDTH, SEQUENTIAL
+from toy_experiments.workspace import Arrays, Workspace
+
+LABEL = 3  # the corner (+4, +4)
+COLUMNS = ("exact", "cfg_exact", "cfg", "s2", "correction")
+_TITLES = {
+    "exact": "exact score\nof p(x | label)",
+    "cfg_exact": "CFG, exact denoisers:\ndeparture",
+    "cfg": "CFG, trained:\ndeparture",
+    "s2": "S², trained:\ndeparture",
+    "correction": "S² correction (arrows)\non CFG's departure",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreFieldsConfig(Config):
+    """Configuration of ``score_fields``.
+
+    Attributes:
+        sigmas: noise levels, a row of panels each.
+        grid: points of the field along each axis.
+        limit: the fields cover ``[-limit, limit]`` squared.
+    """
+
+    sigmas: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    grid: int = 97
+    limit: float = 11.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.sigmas or min(self.sigmas) <= 0:
+            raise ValueError(f"sigmas must be > 0, got {self.sigmas}.")
+        if self.grid < 8:
+            raise ValueError(f"grid must be at least 8, got {self.grid}.")
+
+
+def compute(config: ScoreFieldsConfig, workspace: Workspace) -> tuple[Metrics, Arrays]:
+    """Fields on a grid (mean over seeds) and their numbers over noised true samples."""
+    mixture = make_mixture(2, config.std)
+    run = trained(workspace, 2, config.std, config.networks, config.seeds)
+    axis = np.linspace(-config.limit, config.limit, config.grid)
+    points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    data: Arrays = {"axis": axis, "sigmas": np.array(config.sigmas)}
+    metrics: Metrics = {"label": LABEL, "levels": {}}
+    total = len(config.sigmas) * len(REGIMES) * config.seeds
+    with workspace.reporter.task("score_fields", total) as task:
+        for sigma in config.sigmas:
+            clean, _ = mixture.sample(jax.random.key(11), config.num_samples, LABEL)
+            noise = jax.random.normal(jax.random.key(12), clean.shape)
+            noised = np.asarray(clean + sigma * noise)
+            grid_exact = _exact_fields(config, mixture, points, sigma)
+            true_exact = _exact_fields(config, mixture, noised, sigma)
+            data[f"{sigma}/log_density"] = np.asarray(
+                mixture.log_prob(points.astype(np.float32), sigma, LABEL)
+            )
+            data[f"{sigma}/exact"] = (grid_exact["exact"] - points) / sigma
+            data[f"{sigma}/cfg_exact"] = (
+                grid_exact["cfg"] - grid_exact["exact"]
+            ) / sigma
+            for regime in REGIMES:
+                steps, _ = config.networks.steps(regime)
+                values, cfg_fields, s2_fields = [], [], []
+                for seed in range(config.seeds):
+                    denoiser = run.denoiser(seed, steps)
+                    grid = _trained_fields(config, denoiser, points, sigma)
+                    at_data = _trained_fields(config, denoiser, noised, sigma)
+                    values.append(_numbers(true_exact, at_data, sigma))
+                    cfg_fields.append((grid["cfg"] - grid_exact["exact"]) / sigma)
+                    s2_fields.append((grid["s2"] - grid_exact["exact"]) / sigma)
+                    task.advance(detail=f"sigma {sigma:g}, {regime}")
+                metrics["levels"][f"{sigma}/{regime}"] = over_seeds(values)
+                # The first seed is drawn: a mean over seeds would hide learning error.
+                data[f"{sigma}/{regime}/cfg"] = cfg_fields[0]
+                data[f"{sigma}/{regime}/s2"] = s2_fields[0]
+    return metrics, {k: np.asarray(v, np.float32) for k, v in data.items()}
+
+
+def _exact_fields(config, mixture, points, sigma) -> Arrays:
+    """Denoised points by the closed form: conditional, and under CFG."""
+    x = jnp.asarray(points, jnp.float32)
+    cond = mixture.denoise(x, sigma, LABEL)
+    uncond = mixture.denoise(x, sigma)
+    scale = config.guidance.cfg_scale
+    return {
+        "exact": np.asarray(cond),
+        "cfg": np.asarray(uncond + scale * (cond - uncond)),
+    }
+
+
+def _trained_fields(config, denoiser, points, sigma) -> Arrays:
+    """Denoised points by a network: under CFG, and S² in expectation over masks."""
+    g = config.guidance
+    rules: dict[str, gg.GuidanceRule] = {
+        "cfg": gg.CFG(g.cfg_scale),
+        "s2": gg.S2Guidance(
+            g.cfg_scale, g.s2_scale, g.num_dropped, window=None, num_masks="all"
+        ),
+    }
+    x = jnp.asarray(points, jnp.float32)
+    return {
+        name: np.asarray(_guided(rule, denoiser, x, jnp.float32(sigma)))
+        for name, rule in rules.items()
+    }
+
+
+@jax.jit
+def _guided(rule: Any, denoiser: Any, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    """The guided denoiser value at given points."""
+    label = jnp.full(x.shape[:1], LABEL, jnp.int32)
+    index = jnp.arange(x.shape[0], dtype=jnp.uint32)
+    key, zero = jax.random.key(0), jnp.uint32(0)  # "all" masks: nothing is random
+    draws = rule.draw(key, zero, zero, denoiser.num_blocks, index)
+    outputs = gg.evaluate_passes(denoiser, x, sigma, rule.passes(label, draws))
+    return rule.combine(outputs, x, sigma, rule.init(x))[0]
+
+
+def _numbers(exact: Arrays, network: Arrays, sigma: float) -> dict[str, float]:
+    """Root mean squares, over sigma, and cosines, over noised true samples."""
+    bias = exact["cfg"] - exact["exact"]
+    learned = network["cfg"] - exact["cfg"]
+    correction = network["s2"] - network["cfg"]
+    return {
+        "rule_bias": _rms(bias) / sigma,
+        "learning_error": _rms(learned) / sigma,
+        "cfg_departure": _rms(bias + learned) / sigma,
+        "s2_departure": _rms(bias + learned + correction) / sigma,
+        "s2_correction": _rms(correction) / sigma,
+        "cosine_with_minus_learning_error": _cosine(correction, -learned),
+        "cosine_with_minus_rule_bias": _cosine(correction, -bias),
+    }
+
+
+def _rms(field: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.sum(np.square(field, dtype=np.float64), axis=1))))
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    inner = np.mean(np.sum(a.astype(np.float64) * b, axis=1))
+    return float(inner / max(_rms(a) * _rms(b), 1e-30))
+
+
+def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
+    """One figure for each network."""
+    return {f"figure_{regime}": _draw(regime, metrics, data) for regime in REGIMES}
+
+
+def _draw(regime: str, metrics: Metrics, data: Arrays) -> Figure:
+    sigmas = [float(s) for s in data["sigmas"]]
+    figure, axes = plt.subplots(
+        len(sigmas),
+        len(COLUMNS),
+        figsize=(PAGE_WIDTH, 0.9 + 1.62 * len(sigmas)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for row, sigma in enumerate(sigmas):
+        name = f"{sigma:g}" if f"{sigma:g}/exact" in data else f"{sigma}"
+        cfg, s2 = data[f"{name}/{regime}/cfg"], data[f"{name}/{regime}/s2"]
+        fields = {
+            "exact": (data[f"{name}/exact"], data[f"{name}/exact"]),
+            "cfg_exact": (data[f"{name}/cfg_exact"],) * 2,
+            "cfg": (cfg, cfg),
+            "s2": (s2, s2),
+            "correction": (cfg, s2 - cfg),
+        }
+        inside = data[f"{name}/log_density"] > data[f"{name}/log_density"].max() - 8.0
+        top = max(
+            np.quantile(_length(fields[c][0])[inside], 0.98) for c in ("cfg", "s2")
+        )
+        for column, panel in enumerate(COLUMNS):
+            ax = axes[row, column]
+            colour_field, arrows = fields[panel]
+            norm = PowerNorm(
+                0.6, 0.0, 3.0 if panel == "exact" else float(max(top, 1e-6)), clip=True
+            )
+            image = _panel(ax, data, name, colour_field, arrows, norm)
+            numbers = metrics["levels"][f"{name}/{regime}"]
+            ax.set_xlabel(_caption(panel, numbers), fontsize=6.0)
+            if row == 0:
+                ax.set_title(_TITLES[panel], fontsize=7)
+            if panel == "correction":
+                bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03)
+                bar.ax.tick_params(labelsize=5.5)
+        axes[row, 0].set_ylabel(f"σ = {sigma:g}")
+    figure.supxlabel(
+        f"{REGIME_TITLES[regime]} network, first seed drawn; colour: σ · |field|, one "
+        "scale for each row (first column: 0 to 3); white: p(x | label) at 1, 2 and 3\n"
+        "standard deviations; numbers: root mean square over noised true samples, ± "
+        f"standard error over {metrics['seeds']} training seeds",
+        fontsize=6.2,
+    )
+    return figure
+
+
+def _panel(ax: Axes, data: Arrays, name: str, colour, arrows, norm) -> Any:
+    axis = data["axis"]
+    size = len(axis)
+    extent = (axis[0], axis[-1], axis[0], axis[-1])
+    image = ax.imshow(
+        _length(colour).reshape(size, size),
+        origin="lower",
+        extent=extent,
+        norm=norm,
+        cmap=SEQUENTIAL,
+        interpolation="bilinear",
+    )
+    log_density = data[f"{name}/log_density"].reshape(size, size)
+    # Mahalanobis radii 3, 2, 1 of the (Gaussian) class.
+    levels = log_density.max() - 0.5 * np.array([9.0, 4.0, 1.0])
+    ax.contour(axis, axis, log_density, levels=levels, colors="white", linewidths=0.6)
+    pick = np.linspace(0, size - 1, 13).round().astype(int)
+    u, v = np.moveaxis(arrows.reshape(size, size, 2)[np.ix_(pick, pick)], -1, 0)
+    length = np.sqrt(u**2 + v**2)
+    # Length by the square root: direction stays readable where the field is weak.
+    factor = np.sqrt(length / max(length.max(), 1e-12)) / np.maximum(length, 1e-12)
+    ax.quiver(
+        axis[pick],
+        axis[pick],
+        u * factor,
+        v * factor,
+        color="white",
+        scale=13,
+        width=0.008,
+        headwidth=3.5,
+    )
+    ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
+    ax.set_xticks([-8, 0, 8])
+    ax.set_yticks([-8, 0, 8])
+    return image
+
+
+def _caption(panel: str, numbers: Metrics) -> str:
+    def entry(name: str, text: str, digits: int = 2) -> str:
+        value = numbers[name]
+        error = value["standard_error"]
+        shown = f" ± {error:.{digits}f}" if error > 0 else ""
+        return f"{text} {value['mean']:.{digits}f}{shown}"
+
+    if panel == "cfg_exact":
+        return entry("rule_bias", "rms")
+    if panel == "cfg":
+        return entry("cfg_departure", "rms")
+    if panel == "s2":
+        return entry("s2_departure", "rms")
+    if panel == "correction":
+        return (
+            entry("cosine_with_minus_learning_error", "cos(−learned)")
+            + "\n"
+            + entry("cosine_with_minus_rule_bias", "cos(−bias)")
+        )
+    return ""
+
+
+def _length(field: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.sum(field**2, axis=-1))
+
+
+def summarise(metrics: Metrics) -> list[str]:
+    """Departures from the exact score at each level."""
+    lines = []
+    for key, level in metrics["levels"].items():
+        sigma, regime = key.split("/")
+        lines.append(
+            f"sigma {sigma}, {REGIME_TITLES[regime]}: CFG departs by "
+            f"{level['cfg_departure']['mean']:.3f} (bias alone "
+            f"{level['rule_bias']['mean']:.3f}), S² by "
+            f"{level['s2_departure']['mean']:.3f}; cosine of the correction with "
+            f"-learning error "
+            f"{level['cosine_with_minus_learning_error']['mean']:+.2f}, with -bias "
+            f"{level['cosine_with_minus_rule_bias']['mean']:+.2f}"
+        )
+    return lines
+
+
+EXPERIMENT = Experiment(
+    "score_fields",
+    "2-D fields of the exact, CFG and S² scores, and where they depart",
+    ScoreFieldsConfig,
+    compute,
+    draw,
+    summarise,
+)
