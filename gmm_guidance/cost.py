@@ -51,7 +51,7 @@ def expected_cost(
     evaluations = 0
     for segment in plan_segments(guidance, schedule, solver):
         steps = segment.stop - segment.start
-        for rule in segment.rules:
+        for rule in segment.evaluations(solver):
             evaluations += steps
             row_shared, row_separate = _passes_of(rule, num_blocks)
             shared += steps * row_shared

@@ -89,9 +89,7 @@ class MLPBlock(nnx.Module):
         self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
         self.inner = nnx.Linear(width, width, rngs=rngs)
         self.condition = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        # Small at the start: the stack begins near the identity.
-        small = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
-        self.outer = nnx.Linear(width, width, kernel_init=small, rngs=rngs)
+        self.outer = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, hidden: jax.Array, context: jax.Array) -> jax.Array:
         """The next state, ``[n, width]``."""

@@ -18,6 +18,7 @@ class Static:
     def __init__(self, treedef: Any, leaves: tuple[Any, ...]):
         self.treedef = treedef
         self.leaves = leaves
+        self._node_types = node_types(treedef)
 
     def __hash__(self) -> int:
         return hash((self.treedef, self.leaves))
@@ -26,8 +27,20 @@ class Static:
         return (
             isinstance(other, Static)
             and self.treedef == other.treedef
+            and self._node_types == other._node_types
             and self.leaves == other.leaves
         )
+
+
+def node_types(treedef: Any) -> Any:
+    """The classes of all nodes.
+
+    JAX 0.10 takes the structures of two registered dataclasses for equal where only
+    their classes differ: ``Unguided`` and ``Unconditional``, two networks of one shape.
+    """
+    data = treedef.node_data()
+    children = tuple(node_types(child) for child in treedef.children())
+    return (None if data is None else data[0], children)
 
 
 def split(tree: Any) -> tuple[list[Any], Static]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from gmm_guidance.guidance.rule import GuidanceRule
+from gmm_guidance.partition import node_types
 from gmm_guidance.schedule import Position, Schedule
 from gmm_guidance.solvers import Solver
 
@@ -23,13 +24,19 @@ from gmm_guidance.solvers import Solver
 class Segment:
     """Steps ``start .. stop - 1``, on which the same rules act.
 
-    ``rules`` has one rule for each evaluation that the solver makes in a step.
+    ``rules`` has one rule for each evaluation that the solver makes in a step, or a
+    single one where all of them are the same.
     """
 
     start: int
     stop: int
     is_final: bool
     rules: tuple[GuidanceRule, ...]
+
+    def evaluations(self, solver: Solver) -> tuple[GuidanceRule, ...]:
+        """The rule of each evaluation in a step."""
+        count = solver.num_evaluations(self.is_final)
+        return self.rules * count if len(self.rules) == 1 else self.rules
 
 
 def plan_segments(
@@ -52,6 +59,8 @@ def plan_segments(
             )
             for evaluation in range(solver.num_evaluations(is_final))
         )
+        if all(_same(rules[0], rule) for rule in rules):
+            rules = rules[:1]
         last = segments[-1] if segments else None
         if last is not None and not is_final and _same(last.rules, rules):
             segments[-1] = dataclasses.replace(last, stop=step + 1)
@@ -63,7 +72,8 @@ def plan_segments(
 def same_structure(a: Any, b: Any) -> bool:
     """Whether two pytrees have the same structure."""
     tree_a: Any = jax.tree.structure(a)
-    return bool(tree_a == jax.tree.structure(b))
+    tree_b: Any = jax.tree.structure(b)
+    return bool(tree_a == tree_b) and node_types(tree_a) == node_types(tree_b)
 
 
 def _same(a: Any, b: Any) -> bool:

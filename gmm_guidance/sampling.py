@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,8 @@ def guided_sample(
     """
     check_key(key)
     solver = as_solver(solver)
+    if initial is not None:
+        initial = jnp.asarray(initial, jnp.result_type(float))
     shape = _sample_shape(denoiser, sample_shape, initial)
     _check_counts(num_samples, batch_size, first_index)
     label = _as_labels(label, num_samples, getattr(denoiser, "num_labels", None))
@@ -110,7 +112,7 @@ def guided_sample(
             run(
                 index,
                 None if label is None else label[part],
-                None if initial is None else jnp.asarray(initial)[part],
+                None if initial is None else initial[part],
             )
         )
     if len(parts) == 1:
@@ -154,18 +156,14 @@ def _run(
         state = _carry_over(state, rules[0].init(x))
         steps = jnp.arange(start, stop, dtype=jnp.uint32)
         # All random masks of the segment at once, as data: the loop stays pure.
-        draws = _draw(rules, mask_key, steps, num_blocks, index)
+        count = solver.num_evaluations(is_final)
+        draws = _draw(rules, count, mask_key, steps, num_blocks, index)
 
         def step(loop, inputs, rules=rules, is_final=is_final):
             x, carry, state = loop
             i, sigma, sigma_next, draws = inputs
 
-            def denoise(x, sigma, state, evaluation):
-                rule = rules[evaluation]
-                passes = rule.passes(label, draws[evaluation])
-                outputs = evaluate_passes(denoiser, x, sigma, passes)
-                return rule.combine(full_precision(outputs), x, sigma, state)
-
+            denoise = _GuidedDenoiser(denoiser, label, rules, draws)
             x, carry, state = solver.step(
                 denoise,
                 x,
@@ -185,23 +183,56 @@ def _run(
     return (x, jnp.concatenate(paths)) if trajectory else x
 
 
-def _draw(rules, key, steps, num_blocks, index) -> tuple[Any, ...]:
-    """Each evaluation's draws over all steps of a segment."""
+class _GuidedDenoiser(NamedTuple):
+    """The denoiser under the rules of one step: what a solver is given.
 
-    def draw(rule, evaluations):
-        return jax.vmap(
-            lambda i: jax.vmap(lambda e: rule.draw(key, i, e, num_blocks, index))(
-                evaluations
-            )
-        )(steps)
+    ``rules`` has one rule for each evaluation, or a single one for all of them; draws
+    of a single rule have a leading axis of evaluations.
+    """
 
-    if len({jax.tree.structure(rule) for rule in rules}) == 1:
-        together = draw(rules[0], jnp.arange(len(rules), dtype=jnp.uint32))
-        return tuple(
-            jax.tree.map(lambda a, e=e: a[:, e], together) for e in range(len(rules))
+    denoiser: Any
+    label: Any
+    rules: tuple[GuidanceRule, ...]
+    draws: tuple[Any, ...]
+
+    @property
+    def is_uniform(self) -> bool:
+        return len(self.rules) == 1
+
+    def __call__(self, x, sigma, state, evaluation):
+        which = 0 if self.is_uniform else evaluation
+        rule, draws = self.rules[which], self.draws[which]
+        if self.is_uniform:
+            draws = jax.tree.map(lambda a: a[evaluation], draws)
+        passes = rule.passes(self.label, draws)
+        outputs = evaluate_passes(self.denoiser, x, sigma, passes)
+        return rule.combine(full_precision(outputs), x, sigma, state)
+
+
+def _draw(rules, num_evaluations, key, steps, num_blocks, index) -> tuple[Any, ...]:
+    """Each rule's draws over the steps of a segment (and its evaluations, if one)."""
+
+    def over_steps(draw):
+        return jax.vmap(draw)(steps)
+
+    if len(rules) == 1:
+        evaluations = jnp.arange(num_evaluations, dtype=jnp.uint32)
+        rule = rules[0]
+        return (
+            over_steps(
+                lambda i: jax.vmap(lambda e: rule.draw(key, i, e, num_blocks, index))(
+                    evaluations
+                )
+            ),
         )
-    parts = [draw(rule, jnp.asarray([e], jnp.uint32)) for e, rule in enumerate(rules)]
-    return tuple(jax.tree.map(lambda a: a[:, 0], part) for part in parts)
+    return tuple(
+        over_steps(
+            lambda i, e=e, rule=rule: rule.draw(
+                key, i, jnp.asarray(e, jnp.uint32), num_blocks, index
+            )
+        )
+        for e, rule in enumerate(rules)
+    )
 
 
 def _carry_over(state: Any, fresh: Any) -> Any:

@@ -16,9 +16,22 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-# denoise(x, sigma, state, evaluation) -> (D, state); the state is opaque to solvers.
-Denoise = Callable[[jax.Array, jax.Array, Any, int], tuple[jax.Array, Any]]
 Noise = Callable[[], jax.Array]
+
+
+class Denoise(Protocol):
+    """The denoiser as a solver sees it, with a state that is opaque to solvers."""
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether ``evaluation`` may be traced, so that stages can share a program."""
+        ...
+
+    def __call__(
+        self, x: jax.Array, sigma: jax.Array, state: Any, evaluation: Any
+    ) -> tuple[jax.Array, Any]:
+        """Denoise in the given evaluation of the step; the samples and next state."""
+        ...
 
 
 class Solver(Protocol):
@@ -84,14 +97,23 @@ class Heun:
         self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
     ):
         """Euler, then the mean of the slopes at both ends."""
-        denoised, state = denoise(x, sigma, state, 0)
-        end = _euler(x, denoised, sigma, sigma_next)
         if is_final:
-            return end, carry, state
-        slope = (x - denoised) / sigma
-        denoised, state = denoise(end, sigma_next, state, 1)
-        slope_end = (end - denoised) / sigma_next
-        return x + 0.5 * (sigma_next - sigma) * (slope + slope_end), carry, state
+            denoised, state = denoise(x, sigma, state, 0)
+            return _euler(x, denoised, sigma, sigma_next), carry, state
+        levels = jnp.stack([sigma, sigma_next])
+
+        def stage(k, loop):
+            point, slopes, state = loop
+            denoised, state = denoise(point, levels[k], state, k)
+            slopes = slopes + (point - denoised) / levels[k]
+            return x + (sigma_next - sigma) * slopes / (k + 1), slopes, state
+
+        loop: Any = (x, jnp.zeros_like(x), state)
+        if denoise.is_uniform:  # one program for both stages halves the compilation
+            loop = jax.lax.fori_loop(0, 2, stage, loop)
+        else:
+            loop = stage(1, stage(0, loop))
+        return loop[0], carry, loop[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +183,12 @@ class EDMStochastic:
         self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
     ):
         """Raise the noise level by gamma, then a Heun step down."""
-        gamma = min(self.churn / num_steps, math.sqrt(2.0) - 1.0)
         churned = (sigma >= self.sigma_min) & (sigma <= self.sigma_max)
-        raised = sigma * (1.0 + jnp.where(churned, gamma, 0.0))
-        extra = jnp.sqrt(jnp.maximum(raised**2 - sigma**2, 0.0))
+        most = min(self.churn / num_steps, math.sqrt(2.0) - 1.0)
+        gamma = jnp.where(churned, most, 0.0)
+        raised = sigma * (1.0 + gamma)
+        # The root of raised^2 - sigma^2, whose rounding would leave noise at gamma = 0.
+        extra = sigma * jnp.sqrt(gamma * (2.0 + gamma))
         x = x + extra * self.noise_scale * noise()
         return Heun().step(
             denoise, x, raised, sigma_next, carry, state, noise, num_steps, is_final

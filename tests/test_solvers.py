@@ -64,7 +64,7 @@ def test_order_of_convergence(x64, name):
         _, path = solve(schedule, solver, x, trajectory=True)
         errors.append(np.abs(np.asarray(path[-2]) - wanted).max())
     rates = np.log2(np.array(errors[:-1]) / errors[1:])
-    np.testing.assert_allclose(rates, order, atol=0.12)
+    np.testing.assert_allclose(rates, order, atol=0.15)
     assert errors[-1] < {1: 0.1, 2: 2e-3}[order]
 
 
@@ -86,7 +86,7 @@ def test_full_covariance_in_the_plane(x64):
     gain = axes @ np.diag(np.sqrt(widths / (widths + sigma**2))) @ axes.T
     exact = ExactDenoiser(GaussianMixture(mean[None], covariance[None]))
     samples = solve(Karras(256, 1e-4, sigma), "heun", x, exact)
-    np.testing.assert_allclose(samples, mean + (x - mean) @ gain, atol=2e-4)
+    np.testing.assert_allclose(samples, mean + (x - mean) @ gain, atol=5e-4)
 
 
 # --- every process
@@ -123,7 +123,7 @@ PROCESSES = {
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("solver, tolerance", [("euler", 0.03), ("dpmpp_2m", 3e-3)])
+@pytest.mark.parametrize("solver, tolerance", [("euler", 0.05), ("dpmpp_2m", 3e-3)])
 def test_closed_form_for_every_process(x64, process, solver, tolerance):
     clock, kind, schedule = PROCESSES[process]
     start = schedule.sigmas()[0]
@@ -145,35 +145,48 @@ def test_without_churn_it_is_heun():
     np.testing.assert_allclose(solve(Karras(9), nowhere, x), wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("solver", ["heun", EDMStochastic(80.0, noise_scale=1.0)])
-def test_samples_are_the_gaussian(solver):
-    """Churn replaces noise, and so keeps the law while it forgets the start."""
-    count = 20_000
+def draw(solver, steps, count=20_000):
+    """Noise at the start, and samples, ``[count]`` each."""
     samples, path = guided_sample(
         KEY,
         GAUSSIAN,
         0,
         num_samples=count,
-        schedule=Karras(48),
+        schedule=Karras(steps),
         solver=solver,
         sample_shape=(1,),
         trajectory=True,
     )
-    samples, start = np.asarray(samples[:, 0], float), np.asarray(path[0, :, 0])
-    deviation = np.sqrt(VARIANCE / count)
+    return np.asarray(path[0, :, 0], float), np.asarray(samples[:, 0], float)
+
+
+@pytest.mark.parametrize("solver", ["heun", EDMStochastic(80.0, noise_scale=1.0)])
+def test_samples_are_the_gaussian(solver):
+    """Churn replaces noise, and so keeps the law while it forgets the start."""
+    start, samples = draw(solver, steps=256)
+    deviation = np.sqrt(VARIANCE / len(samples))
     assert abs(samples.mean() - MEAN) < 4 * deviation + 0.005
-    assert abs(samples.var() / VARIANCE - 1) < 4 * np.sqrt(2 / count) + 0.01
+    assert abs(samples.var() / VARIANCE - 1) < 4 * np.sqrt(2 / len(samples)) + 0.01
     memory = np.corrcoef(start, samples)[0, 1]
-    assert memory > 0.999 if solver == "heun" else abs(memory) < 0.1
+    assert memory > 0.999 if solver == "heun" else abs(memory) < 0.05
 
 
-def test_excess_noise_widens_the_samples():
-    widths = []
-    for noise_scale in (0.9, 1.0, 1.1):
-        solver = EDMStochastic(80.0, noise_scale=noise_scale)
-        samples = solve(Karras(24), solver, np.full((4000, 1), MEAN, np.float32))
-        widths.append(np.std(samples))
-    assert np.diff(widths).min() > 0.02
+@pytest.mark.parametrize("noise_scale", [0.8, 1.2])
+def test_variance_of_few_noisy_steps(noise_scale):
+    """Steps are affine here, so that the variance follows a recursion of its own."""
+    levels, churn, low, high = Karras(24).sigmas(), 6.0, 0.1, 30.0
+    variance = levels[0] ** 2
+    for sigma, after in zip(levels[:-2], levels[1:-1], strict=True):
+        raised = sigma * (1 + churn / 24 * (low <= sigma <= high))
+        variance += noise_scale**2 * (raised**2 - sigma**2)
+        step = after - raised
+        first = raised / (VARIANCE + raised**2)
+        second = after / (VARIANCE + after**2) * (1 + step * first)
+        variance *= (1 + step * (first + second) / 2) ** 2
+    variance *= (VARIANCE / (VARIANCE + levels[-2] ** 2)) ** 2
+    _, samples = draw(EDMStochastic(churn, low, high, noise_scale), steps=24)
+    assert abs(samples.var() / variance - 1) < 4 * np.sqrt(2 / len(samples))
+    assert abs(variance / VARIANCE - 1) > 0.1  # which the scale of the noise did
 
 
 # --- what a solver tells, and is told

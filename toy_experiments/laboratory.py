@@ -41,8 +41,8 @@ class Networks:
         batch_size: samples in a training step.
     """
 
-    under_steps: int = 100
-    under_weak_steps: int = 50
+    under_steps: int = 50
+    under_weak_steps: int = 25
     well_steps: int = 5000
     well_weak_steps: int = 500
     width: int = 32

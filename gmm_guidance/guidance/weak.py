@@ -300,7 +300,7 @@ class SkipLayer(_ResolvingRule):
 
 
 @guidance_rule
-class AutoGuidance(_ResolvingRule):
+class AutoGuidance(GuidanceRule):
     """Extrapolation from a worse model: ``D_w + scale (D_c - D_w)``. 1 = off.
 
     Karras et al. 2024 (arXiv 2406.02507). The worse model is a smaller or less trained
@@ -320,13 +320,18 @@ class AutoGuidance(_ResolvingRule):
     def __post_init__(self):
         check_scale("scale", self.scale)
 
-    def resolved(self) -> GuidanceRule:
-        """The affine rule of weight ``scale - 1``."""
-        if as_float(self.scale) == 1.0:
-            return Unguided()
-        return WeakPassGuidance(
-            scale=None, weak_scale=self.scale - 1.0, source=OtherModel(self.weak_model)
-        )
+    def at(self, position: Position) -> GuidanceRule:
+        """``Unguided`` where the scale is known to be 1."""
+        return Unguided() if as_float(self.scale) == 1.0 else self
+
+    def passes(self, label: Any, draws: Any) -> tuple[Pass, ...]:
+        """Conditional, and the same of the worse model."""
+        return Pass(label), Pass(label, model=self.weak_model)
+
+    def combine(self, outputs, x, sigma, state):
+        """Written around ``D_c``, to which a traced scale of 1 then leads exactly."""
+        cond, weak = outputs
+        return cond + (self.scale - 1.0) * (cond - weak), state
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ from scipy.integrate import quad
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TwoGaussians:
-    """``D(x, sigma, label)``; a pytree of three numbers, so that all share a program."""
+    """``D(x, sigma, label)``; a pytree of numbers, so that all share a program."""
 
     mean: Any
     a: Any
