@@ -4,7 +4,9 @@ from importlib.metadata import version as _version
 
 from gmm_guidance import metrics, presets
 from gmm_guidance.block_drop import Bernoulli, FixedBlocks, FixedCount
+from gmm_guidance.conversions import ProcessDenoiser
 from gmm_guidance.cost import Cost, expected_cost
+from gmm_guidance.ddpm import DDPM
 from gmm_guidance.denoiser import BlockStack, Denoiser, ExactDenoiser
 from gmm_guidance.guidance import (
     CFG,
@@ -20,27 +22,15 @@ from gmm_guidance.guidance import (
 from gmm_guidance.mixture import GaussianMixture
 from gmm_guidance.networks import BlockMLP, NetworkConfig
 from gmm_guidance.passes import Pass, evaluate_passes
-from gmm_guidance.process import (
-    DDPM,
-    VE,
-    VP,
-    ProcessDenoiser,
-    RectifiedFlow,
-)
+from gmm_guidance.process import VE, VP, RectifiedFlow
 from gmm_guidance.quantile_map import quantile_map
 from gmm_guidance.sampling import guided_sample
-from gmm_guidance.schedule import (
-    CustomSchedule,
-    DDPMSteps,
-    FlowSteps,
-    Karras,
-    SigmaWindow,
-    StepWindow,
-)
+from gmm_guidance.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
 from gmm_guidance.solvers import DPMSolverPP2M, EDMStochastic, Euler, Heun
 from gmm_guidance.trained import TrainedDenoiser, TrainingRun
 from gmm_guidance.training import TrainingProgress, train_denoiser, train_denoisers
 from gmm_guidance.training_config import TrainingConfig
+from gmm_guidance.windows import SigmaWindow, StepWindow
 
 __version__ = _version("gmm-guidance")
 

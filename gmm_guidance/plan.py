@@ -16,8 +16,9 @@ import numpy as np
 
 from gmm_guidance.guidance.rule import GuidanceRule
 from gmm_guidance.partition import node_types
-from gmm_guidance.schedule import Position, Schedule
+from gmm_guidance.schedule import Schedule
 from gmm_guidance.solvers import Solver
+from gmm_guidance.windows import Position
 
 
 @dataclasses.dataclass(frozen=True)

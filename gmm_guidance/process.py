@@ -1,29 +1,16 @@
-"""Gaussian noise processes, and every way a network may speak about them.
+"""Gaussian noise processes: data under noise along a clock of their own.
 
-A process adds noise to data along its own clock, ``x_t = alpha(t) x0 + s(t) noise``. As
-``x_t / alpha = x0 + sigma * noise`` with ``sigma = s / alpha``, a network trained on
-any of them is a denoiser ``(x, sigma, label) -> D``, the library's one currency, after
-a change of variables (Karras et al. 2022, arXiv 2206.00364, Sec. 2 and App. B).
-
-With ``D = E[x0 | x_t]`` and ``eps = (x_t - alpha D) / s``, a network may predict
-
-    x0         D
-    eps        eps                                    Ho et al. 2020, arXiv 2006.11239
-    v          alpha eps - s D                        Salimans & Ho 2022, 2202.00512
-    velocity   E[dx_t/dt | x_t] = alpha' D + s' eps   Lipman et al. 2022, 2210.02747
-    score      grad log p_t(x_t) = -eps / s           Song et al. 2021, 2011.13456
-
-where ' is d/dt. Times may be scalars or one for each sample, ``[n]``. All is computed,
-and returned, in float32 or better: differences of large numbers are taken here.
+``x_t = alpha(t) x0 + s(t) noise``. As ``x_t / alpha = x0 + sigma * noise`` with ``sigma
+= s / alpha``, all are one process in ``sigma``, the library's one clock, after a change
+of variables (Karras et al. 2022, arXiv 2206.00364, Sec. 2 and App. B), which
+``conversions`` makes. Times may be scalars or one for each sample, ``[n]``.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +18,6 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gmm_guidance.checks import as_concrete
-
-KINDS = ("x0", "eps", "v", "velocity", "score")
 
 
 class Process(abc.ABC):
@@ -81,27 +66,27 @@ class VE(Process):
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """One."""
-        return jnp.ones_like(_time_array(t))
+        return jnp.ones_like(as_times(t))
 
     def noise_std(self, t: ArrayLike) -> jax.Array:
         """``t``."""
-        return _time_array(t)
+        return as_times(t)
 
     def alpha_rate(self, t: ArrayLike) -> jax.Array:
         """Zero."""
-        return jnp.zeros_like(_time_array(t))
+        return jnp.zeros_like(as_times(t))
 
     def noise_std_rate(self, t: ArrayLike) -> jax.Array:
         """One."""
-        return jnp.ones_like(_time_array(t))
+        return jnp.ones_like(as_times(t))
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """``t``."""
-        return _time_array(t)
+        return as_times(t)
 
     def time(self, sigma: ArrayLike) -> jax.Array:
         """``sigma``."""
-        return _level_array(sigma)
+        return as_levels(sigma)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,29 +126,29 @@ class VP(Process):
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """``exp(-B / 2)``."""
-        return jnp.exp(-0.5 * self._integral(_time_array(t)))
+        return jnp.exp(-0.5 * self._integral(as_times(t)))
 
     def noise_std(self, t: ArrayLike) -> jax.Array:
         """``sqrt(1 - exp(-B))``."""
-        return jnp.sqrt(-jnp.expm1(-self._integral(_time_array(t))))
+        return jnp.sqrt(-jnp.expm1(-self._integral(as_times(t))))
 
     def alpha_rate(self, t: ArrayLike) -> jax.Array:
         """``-beta alpha / 2``."""
-        t = _time_array(t)
+        t = as_times(t)
         return -0.5 * self._beta(t) * self.alpha(t)
 
     def noise_std_rate(self, t: ArrayLike) -> jax.Array:
         """``beta alpha^2 / (2 s)``."""
-        t = _time_array(t)
+        t = as_times(t)
         return 0.5 * self._beta(t) * self.alpha(t) ** 2 / self.noise_std(t)
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """``sqrt(exp(B) - 1)``."""
-        return jnp.sqrt(jnp.expm1(self._integral(_time_array(t))))
+        return jnp.sqrt(jnp.expm1(self._integral(as_times(t))))
 
     def time(self, sigma: ArrayLike) -> jax.Array:
         """The root of ``B(t) = log(1 + sigma^2)``."""
-        sigma = _level_array(sigma)
+        sigma = as_levels(sigma)
         # Squares of large levels overflow float32, those of small ones vanish beside 1.
         # (Selected by where, as the derivative of maximum is halved at a tie.)
         is_large = sigma > 1.0
@@ -177,116 +162,6 @@ class VP(Process):
         slope = self.beta_max - self.beta_min
         root = jnp.sqrt(self.beta_min**2 + 2.0 * slope * integral)
         return 2.0 * integral / (self.beta_min + root)
-
-
-@dataclasses.dataclass(frozen=True)
-class DDPM(Process):
-    """The discrete chain of DDPM with linear betas: times ``0 .. num_steps - 1``.
-
-    Ho et al. 2020 (arXiv 2006.11239): ``alpha_bar_t = prod_{i <= t} (1 - beta_i)``,
-    ``alpha^2 = alpha_bar``, ``s^2 = 1 - alpha_bar``. Time 0 has one step of noise, not
-    none: sigma runs from 0.01 to 157 for the defaults, which are also DiT's. Between
-    integers ``log sigma`` is linear in t, and beyond both ends it goes on at the
-    slope of the last interval, so that ``time`` has an inverse at all levels > 0; a
-    network has not seen those times. Rates are those of the interval to the right of t.
-
-    Args:
-        num_steps: length of the chain, at least 2.
-        beta_start: first beta, > 0.
-        beta_end: last beta, at least ``beta_start`` and < 1.
-
-    Raises:
-        ValueError: for values out of these ranges, and by methods for a concrete
-            integer time outside of the chain.
-    """
-
-    num_steps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
-
-    def __post_init__(self):
-        if not isinstance(self.num_steps, (int, np.integer)) or self.num_steps < 2:
-            raise ValueError(
-                f"num_steps must be a whole number of at least 2, got "
-                f"{self.num_steps}; published chains have 1000."
-            )
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"betas must satisfy 0 < beta_start <= beta_end < 1, got beta_start="
-                f"{self.beta_start} and beta_end={self.beta_end}; the published values "
-                f"are 1e-4 and 2e-2."
-            )
-
-    def alpha_bars(self) -> np.ndarray:
-        """``alpha^2`` at each step: float64, ``[num_steps]``, falling, read-only."""
-        return _ddpm_tables(self.num_steps, self.beta_start, self.beta_end)[0]
-
-    def sigmas(self) -> np.ndarray:
-        """Noise level at each step: float64, ``[num_steps]``, rising, read-only."""
-        return _ddpm_tables(self.num_steps, self.beta_start, self.beta_end)[1]
-
-    def _log_sigma(self, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """``log sigma`` and its slope in t."""
-        values = as_concrete(t)
-        if values is not None and values.dtype.kind in "iu":
-            bad = values[(values < 0) | (values >= self.num_steps)]
-            if bad.size:
-                raise ValueError(
-                    f"integer times must be in 0..{self.num_steps - 1}, got "
-                    f"{bad.ravel()[:5].tolist()}; the chain counts from 0."
-                )
-        t = _float_array(t)
-        table = np.log(self.sigmas())
-        left = jnp.clip(jnp.floor(t), 0, self.num_steps - 2)
-        index = left.astype(jnp.int32)
-        slope = jnp.asarray(np.diff(table), t.dtype)[index]
-        return jnp.asarray(table, t.dtype)[index] + (t - left) * slope, slope
-
-    def alpha(self, t: ArrayLike) -> jax.Array:
-        """``sqrt(alpha_bar)``."""
-        return jnp.sqrt(jax.nn.sigmoid(-2.0 * self._log_sigma(t)[0]))
-
-    def noise_std(self, t: ArrayLike) -> jax.Array:
-        """``sqrt(1 - alpha_bar)``."""
-        return jnp.sqrt(jax.nn.sigmoid(2.0 * self._log_sigma(t)[0]))
-
-    def alpha_rate(self, t: ArrayLike) -> jax.Array:
-        """``-alpha s^2 d(log sigma)/dt``, per step."""
-        return -self.alpha(t) * self.noise_std(t) ** 2 * self._log_sigma(t)[1]
-
-    def noise_std_rate(self, t: ArrayLike) -> jax.Array:
-        """``s alpha^2 d(log sigma)/dt``, per step."""
-        return self.noise_std(t) * self.alpha(t) ** 2 * self._log_sigma(t)[1]
-
-    def sigma(self, t: ArrayLike) -> jax.Array:
-        """``sqrt(1 / alpha_bar - 1)``."""
-        return jnp.exp(self._log_sigma(t)[0])
-
-    def time(self, sigma: ArrayLike) -> jax.Array:
-        """Time by interpolation in ``log sigma``, a float; ``-inf`` for sigma = 0."""
-        log_sigma = jnp.log(_level_array(sigma))
-        table = np.log(self.sigmas())
-        levels = jnp.asarray(table, log_sigma.dtype)
-        index = jnp.searchsorted(levels, log_sigma, side="right") - 1
-        index = jnp.clip(index, 0, self.num_steps - 2)
-        slope = jnp.asarray(np.diff(table), log_sigma.dtype)[index]
-        return index.astype(log_sigma.dtype) + (log_sigma - levels[index]) / slope
-
-    def nearest_step(self, sigma: ArrayLike) -> jax.Array:
-        """The step nearest in ``log sigma``: int32, within ``0 .. num_steps - 1``."""
-        step = jnp.clip(jnp.round(self.time(sigma)), 0, self.num_steps - 1)
-        return step.astype(jnp.int32)
-
-
-@functools.cache
-def _ddpm_tables(
-    num_steps: int, beta_start: float, beta_end: float
-) -> tuple[np.ndarray, np.ndarray]:
-    log_alpha_bar = np.cumsum(np.log1p(-np.linspace(beta_start, beta_end, num_steps)))
-    tables = np.exp(log_alpha_bar), np.sqrt(np.expm1(-log_alpha_bar))
-    for table in tables:
-        table.setflags(write=False)  # it is shared by all callers
-    return tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,17 +182,17 @@ class RectifiedFlow(Process):
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """``1 - t``, or ``t`` with data at one."""
-        t = _time_array(t, 1.0)
+        t = as_times(t, 1.0)
         return t if self.data_at_one else 1.0 - t
 
     def noise_std(self, t: ArrayLike) -> jax.Array:
         """``t``, or ``1 - t`` with data at one."""
-        t = _time_array(t, 1.0)
+        t = as_times(t, 1.0)
         return 1.0 - t if self.data_at_one else t
 
     def alpha_rate(self, t: ArrayLike) -> jax.Array:
         """-1, or 1 with data at one."""
-        return jnp.full_like(_time_array(t, 1.0), 1.0 if self.data_at_one else -1.0)
+        return jnp.full_like(as_times(t, 1.0), 1.0 if self.data_at_one else -1.0)
 
     def noise_std_rate(self, t: ArrayLike) -> jax.Array:
         """1, or -1 with data at one."""
@@ -329,206 +204,11 @@ class RectifiedFlow(Process):
 
     def time(self, sigma: ArrayLike) -> jax.Array:
         """``sigma / (1 + sigma)``, or ``1 / (1 + sigma)`` with data at one."""
-        sigma = _level_array(sigma)
+        sigma = as_levels(sigma)
         return (1.0 if self.data_at_one else sigma) / (1.0 + sigma)
 
 
-def to_denoised(
-    process: Process, prediction: ArrayLike, x_t: ArrayLike, t: ArrayLike, kind: str
-) -> jax.Array:
-    """The denoised samples that a network's prediction amounts to.
-
-    Singular, that is infinite or NaN: ``eps`` and ``score`` where ``alpha = 0`` (no
-    data left, the flow's pure noise), and large errors of the network grow by ``sigma``
-    near there; ``velocity`` where ``sigma`` stands still or ``s'`` is infinite (VP at
-    ``t = 0``). ``x0`` and ``v`` never are.
-
-    Args:
-        process: the process of ``x_t``.
-        prediction: what the network returned, the shape of ``x_t``.
-        x_t: noisy samples in the process's own scale, ``[n, ...]``.
-        t: the process's time, a scalar or ``[n]``.
-        kind: ``"x0"``, ``"eps"``, ``"v"``, ``"velocity"`` or ``"score"``, see above.
-
-    Returns:
-        ``E[x0 | x_t]``, the shape of ``x_t``.
-
-    Raises:
-        ValueError: for an unknown kind, or shapes that do not fit.
-    """
-    _check_kind(kind)
-    x, y = _pair(x_t, prediction, "prediction")
-    alpha, std, alpha_rate, std_rate = _coefficients(process, x, t, kind)
-    if kind == "eps":
-        return (x - std * y) / alpha
-    if kind == "v":
-        return (alpha * x - std * y) / (alpha**2 + std**2)
-    if kind == "velocity":
-        return (std_rate * x - std * y) / (alpha * std_rate - std * alpha_rate)
-    if kind == "score":
-        return (x + std**2 * y) / alpha
-    return y
-
-
-def from_denoised(
-    process: Process, denoised: ArrayLike, x_t: ArrayLike, t: ArrayLike, kind: str
-) -> jax.Array:
-    """The prediction that denoised samples amount to: the inverse of ``to_denoised``.
-
-    All kinds but ``x0`` are singular where ``s = 0``: without noise there is nothing to
-    tell it from.
-
-    Args:
-        process: the process of ``x_t``.
-        denoised: ``E[x0 | x_t]``, the shape of ``x_t``.
-        x_t: noisy samples in the process's own scale, ``[n, ...]``.
-        t: the process's time, a scalar or ``[n]``.
-        kind: ``"x0"``, ``"eps"``, ``"v"``, ``"velocity"`` or ``"score"``, see above.
-
-    Returns:
-        The prediction, the shape of ``x_t``.
-
-    Raises:
-        ValueError: for an unknown kind, or shapes that do not fit.
-    """
-    _check_kind(kind)
-    x, denoised = _pair(x_t, denoised, "denoised")
-    if kind == "x0":
-        return denoised
-    alpha, std, alpha_rate, std_rate = _coefficients(process, x, t, kind)
-    eps = (x - alpha * denoised) / std
-    if kind == "v":
-        return alpha * eps - std * denoised
-    if kind == "velocity":
-        return alpha_rate * denoised + std_rate * eps
-    return -eps / std if kind == "score" else eps
-
-
-def normalise(
-    process: Process, x_t: ArrayLike, t: ArrayLike
-) -> tuple[jax.Array, jax.Array]:
-    """From a process's own scale and clock to ``x = x0 + sigma * noise``.
-
-    Singular where ``alpha = 0``.
-
-    Args:
-        process: the process of ``x_t``.
-        x_t: noisy samples ``[n, ...]``.
-        t: the process's time, a scalar or ``[n]``.
-
-    Returns:
-        ``x_t / alpha``, the shape of ``x_t``, and ``sigma``, the shape of ``t``.
-
-    Raises:
-        ValueError: if ``t`` is neither a scalar nor ``[n]``.
-    """
-    x = _float_array(x_t)
-    return x / _spread(process.alpha(t), x, "t"), process.sigma(t)
-
-
-def denormalise(
-    process: Process, x: ArrayLike, sigma: ArrayLike
-) -> tuple[jax.Array, jax.Array]:
-    """From ``x = x0 + sigma * noise`` to a process's own scale and clock.
-
-    Args:
-        process: the process to go to.
-        x: noisy samples ``[n, ...]``.
-        sigma: noise level, a scalar or ``[n]``.
-
-    Returns:
-        ``x_t = alpha x``, the shape of ``x``, and the time ``t``, that of ``sigma``.
-
-    Raises:
-        ValueError: if ``sigma`` is neither a scalar nor ``[n]``, or negative.
-    """
-    x = _float_array(x)
-    t = process.time(sigma)
-    return x * _spread(process.alpha(t), x, "sigma"), t
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["model"],
-    meta_fields=["process", "prediction"],
-)
-@dataclasses.dataclass(frozen=True)
-class ProcessDenoiser:
-    """A network in its native form as a denoiser ``(x, sigma, label) -> D``.
-
-    The network sees what it was trained on, ``x_t = alpha x`` at the process's own
-    time. Times of ``DDPM`` arrive as floats, between integers for other noise levels.
-
-    Args:
-        model: callable ``model(x_t, t, label) -> prediction`` with x_t ``[n, ...]``,
-            t ``[n]``, label handed on as it came; the result has the shape of ``x_t``
-            (drop channels of learned variances before). Its ``sample_shape`` and
-            ``num_labels``, where it has them, are the denoiser's.
-        process: the process it was trained with.
-        prediction: ``"x0"``, ``"eps"``, ``"v"``, ``"velocity"`` or ``"score"``.
-
-    Raises:
-        ValueError: for an unknown prediction.
-    """
-
-    model: Any
-    process: Process
-    prediction: str
-
-    def __post_init__(self):
-        _check_kind(self.prediction)
-
-    @property
-    def sample_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample, if the model tells it."""
-        return getattr(self.model, "sample_shape", None)
-
-    @property
-    def num_labels(self) -> int | None:
-        """Number of classes, if the model tells it."""
-        return getattr(self.model, "num_labels", None)
-
-    def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any) -> jax.Array:
-        """Denoise ``x`` ``[n, ...]`` at ``sigma`` > 0, a scalar or ``[n]``."""
-        x_t, t = denormalise(self.process, x, sigma)
-        t = jnp.broadcast_to(t, x_t.shape[:1])
-        prediction = self.model(x_t, t, label)
-        # With the rounded t, not sigma: scale and noise must be those the network saw.
-        return to_denoised(self.process, prediction, x_t, t, self.prediction)
-
-
-def _coefficients(
-    process: Process, x: jax.Array, t: ArrayLike, kind: str
-) -> tuple[jax.Array, ...]:
-    """Alpha, s, alpha', s', in the dtype of x and shaped to multiply it."""
-    values = [process.alpha(t), process.noise_std(t)]
-    if kind == "velocity":
-        values += [process.alpha_rate(t), process.noise_std_rate(t)]
-    else:  # not needed, and they may be infinite
-        values += [jnp.zeros_like(values[0])] * 2
-    return tuple(_spread(value, x, "t") for value in values)
-
-
-def _spread(value: jax.Array, x: jax.Array, name: str) -> jax.Array:
-    if value.shape not in ((), x.shape[:1]):
-        raise ValueError(
-            f"{name} must be a scalar or have one value for each sample, got shape "
-            f"{value.shape} for samples of shape {x.shape}."
-        )
-    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)).astype(x.dtype)
-
-
-def _pair(x_t: ArrayLike, other: ArrayLike, name: str) -> tuple[jax.Array, jax.Array]:
-    x = _float_array(x_t)
-    if jnp.shape(other) != x.shape:
-        raise ValueError(
-            f"{name} must have the shape of x_t, {x.shape}, got {jnp.shape(other)}; "
-            f"networks with learned variances return extra channels, drop those first."
-        )
-    return x, jnp.asarray(other, x.dtype)
-
-
-def _float_array(value: ArrayLike) -> jax.Array:
+def as_floats(value: ArrayLike) -> jax.Array:
     """As floats of at least 32 bits; bfloat16 could not even count to 1000."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -537,33 +217,28 @@ def _float_array(value: ArrayLike) -> jax.Array:
     return array.astype(jnp.float32) if narrow else array
 
 
-def _time_array(t: ArrayLike, last: float = math.inf) -> jax.Array:
+def as_times(t: ArrayLike, last: float = math.inf) -> jax.Array:
+    """Times as floats, checked to be within ``0 .. last`` where they are known."""
     values = as_concrete(t)
     if values is not None and not np.all((values >= 0) & (values <= last)):
         raise ValueError(
             f"time must be in [0, {last:g}], got {_extremes(values)}; see the class "
             f"for the process's clock."
         )
-    return _float_array(t)
+    return as_floats(t)
 
 
-def _level_array(sigma: ArrayLike) -> jax.Array:
+def as_levels(sigma: ArrayLike) -> jax.Array:
+    """Noise levels as floats, checked not to be negative where they are known."""
     values = as_concrete(sigma)
     if values is not None and not np.all(values >= 0):
         raise ValueError(
             f"sigma must be at least 0, got {_extremes(values)}; noise levels are "
             f"standard deviations in units of the data."
         )
-    return _float_array(sigma)
+    return as_floats(sigma)
 
 
 def _extremes(values: np.ndarray) -> str:
     low, high = float(np.min(values)), float(np.max(values))
     return f"{low:g}" if values.ndim == 0 else f"values from {low:g} to {high:g}"
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise ValueError(
-            f"unknown kind of prediction {kind!r}; choose one of {', '.join(KINDS)}."
-        )

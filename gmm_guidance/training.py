@@ -31,7 +31,7 @@ from gmm_guidance.networks import BlockMLP
 from gmm_guidance.trained import TrainedDenoiser, TrainingRun
 from gmm_guidance.training_config import TrainingConfig
 
-_CHECKPOINT_SECONDS = 10.0
+_CHECKPOINT_SECONDS = 5.0
 _MAX_STEPS_PER_CALL = 100
 
 Progress = Callable[["TrainingProgress"], None]
@@ -112,43 +112,58 @@ def train_denoisers(
         network = BlockMLP(network_config, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
         return _State(network, network, optimizer.init(network))
 
-    state = jax.jit(jax.vmap(start))(keys)
     description = _describe(keys, mixture, config)
-    kept: list[Any] = []
-    losses: list[Any] = []
-    step = 0
+    run = _Run(0, jax.jit(jax.vmap(start))(keys), (), ())
     if checkpoint is not None and Path(checkpoint).exists():
-        step, state, kept, losses = _resume(checkpoint, description, state)
+        run = _resume(checkpoint, description, run.state)
 
     with _reporting(progress) as report:
-        saved = reported = time.monotonic()
-        while step < config.num_steps:
-            stop = next(s for s in config.snapshots if s > step)
-            count = min(stop - step, _MAX_STEPS_PER_CALL)
-            state, loss = _train_steps(
-                config, jnp.uint32(count), keys, mixture, state, jnp.uint32(step)
-            )
-            loss.block_until_ready()
-            step += count
-            now = time.monotonic()
-            report(
-                TrainingProgress(
-                    step,
-                    config.num_steps,
-                    float(loss.mean()),
-                    count / max(now - reported, 1e-9),
-                )
-            )
-            reported = now
-            if step in config.snapshots:
-                kept.append(state.average)
-                losses.append(loss)
-            if checkpoint is not None and now - saved > _CHECKPOINT_SECONDS:
-                _save(checkpoint, description, step, state, kept, losses)
-                saved = time.monotonic()
+        saved = begun = time.monotonic()
+        try:
+            while run.step < config.num_steps:
+                # One assignment: an interruption finds the run before or after.
+                before, run = run.step, _advance(run, config, keys, mixture)
+                now = time.monotonic()
+                speed = (run.step - before) / max(now - begun, 1e-9)
+                loss = float(run.loss.mean())
+                report(TrainingProgress(run.step, config.num_steps, loss, speed))
+                begun = now
+                if checkpoint is not None and now - saved > _CHECKPOINT_SECONDS:
+                    _save(checkpoint, description, run)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            if checkpoint is not None and run.step > 0:
+                _save(checkpoint, description, run)
+            raise
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
-    return TrainingRun(tuple(kept), config, len(keys), tuple(losses))
+    return TrainingRun(run.kept, config, len(keys), run.losses)
+
+
+class _Run(NamedTuple):
+    """Everything that a continued run needs."""
+
+    step: int
+    state: _State
+    kept: tuple[BlockMLP, ...]  # averaged networks at the snapshots so far
+    losses: tuple[jax.Array, ...]
+    loss: Any = None
+
+
+def _advance(
+    run: _Run, config: TrainingConfig, keys: jax.Array, mixture: GaussianMixture
+) -> _Run:
+    """Train up to the next snapshot, or for a bounded number of steps."""
+    stop = next(s for s in config.snapshots if s > run.step)
+    count = min(stop - run.step, _MAX_STEPS_PER_CALL)
+    state, loss = _train_steps(
+        config, jnp.uint32(count), keys, mixture, run.state, jnp.uint32(run.step)
+    )
+    loss.block_until_ready()
+    step = run.step + count
+    if step < stop:
+        return _Run(step, state, run.kept, run.losses, loss)
+    return _Run(step, state, (*run.kept, state.average), (*run.losses, loss), loss)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -233,11 +248,12 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _save(path, description, step, state, kept, losses) -> None:
-    save_tree(path, (state, tuple(kept), tuple(losses)), description | {"step": step})
+def _save(path: str | os.PathLike, description: dict[str, Any], run: _Run) -> None:
+    tree = (run.state, run.kept, run.losses)
+    save_tree(path, tree, description | {"step": run.step})
 
 
-def _resume(path, description, state):
+def _resume(path: str | os.PathLike, description: dict[str, Any], like: _State) -> _Run:
     found = load_description(path)
     step = found.pop("step", None)
     differing = differences(description, found)
@@ -247,11 +263,9 @@ def _resume(path, description, state):
             f"to start anew, or name another file."
         )
     count = sum(s <= step for s in found["training"]["snapshots"])
-    num_seeds = len(found["keys"])
-    loss = jax.ShapeDtypeStruct((num_seeds,), jnp.float32)
-    like = (state, (state.average,) * count, (loss,) * count)
-    state, kept, losses = load_tree(path, like)
-    return step, state, list(kept), list(losses)
+    loss = jax.ShapeDtypeStruct((len(found["keys"]),), jnp.float32)
+    trees = (like, (like.average,) * count, (loss,) * count)
+    return _Run(step, *load_tree(path, trees))
 
 
 class _reporting:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from gmm_guidance import presets
+from gmm_guidance.conversions import from_denoised
 from gmm_guidance.denoiser import ExactDenoiser
 from gmm_guidance.guidance import CFG
-from gmm_guidance.process import VE, VP, RectifiedFlow, from_denoised
+from gmm_guidance.process import VE, VP, RectifiedFlow
 from gmm_guidance.sampling import guided_sample
 from gmm_guidance.schedule import Karras
 

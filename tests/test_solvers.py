@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from oracles.two_gaussians import TwoGaussians, exact_flow
 
+from gmm_guidance.conversions import ProcessDenoiser
+from gmm_guidance.ddpm import DDPM
 from gmm_guidance.denoiser import ExactDenoiser
 from gmm_guidance.mixture import GaussianMixture
-from gmm_guidance.process import DDPM, VE, VP, ProcessDenoiser, RectifiedFlow
+from gmm_guidance.process import VE, VP, RectifiedFlow
 from gmm_guidance.sampling import guided_sample
 from gmm_guidance.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
 from gmm_guidance.solvers import (

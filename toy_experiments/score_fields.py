@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import gmm_guidance as gg
 from toy_experiments.experiment import Config, Experiment, Metrics, over_seeds
@@ -223,6 +224,8 @@ def _draw(regime: str, metrics: Metrics, data: Arrays) -> Figure:
             if panel == "correction":
                 bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03)
                 bar.ax.tick_params(labelsize=5.5)
+                bar.locator = MaxNLocator(4)
+                bar.update_ticks()
         axes[row, 0].set_ylabel(f"σ = {sigma:g}")
     figure.supxlabel(
         f"{REGIME_TITLES[regime]} network, first seed drawn; colour: σ · |field|, one "
@@ -249,7 +252,15 @@ def _panel(ax: Axes, data: Arrays, name: str, colour, arrows, norm) -> Any:
     log_density = data[f"{name}/log_density"].reshape(size, size)
     # Mahalanobis radii 3, 2, 1 of the (Gaussian) class.
     levels = log_density.max() - 0.5 * np.array([9.0, 4.0, 1.0])
-    ax.contour(axis, axis, log_density, levels=levels, colors="white", linewidths=0.6)
+    ax.contour(
+        axis,
+        axis,
+        log_density,
+        levels=levels,
+        colors="white",
+        linewidths=0.6,
+        linestyles="solid",
+    )
     pick = np.linspace(0, size - 1, 13).round().astype(int)
     u, v = np.moveaxis(arrows.reshape(size, size, 2)[np.ix_(pick, pick)], -1, 0)
     length = np.sqrt(u**2 + v**2)

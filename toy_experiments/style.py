@@ -41,6 +41,8 @@ _RC: dict[str, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "savefig.dpi": 220,
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.04,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
 }

@@ -127,9 +127,9 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
             ax.stairs(panel.mean(axis=0), bins, color=_COLOURS[form], linewidth=1.1)
             numbers = metrics["panels"][f"{regime}/{form}"]
             ax.set_xlabel(
-                f"upper mode: mean {plus_minus(numbers['mean'], 2)}, "
-                f"std {plus_minus(numbers['std'], 2)}\n"
-                f"W2 {plus_minus(numbers['w2'])}",
+                f"upper mode: mean {plus_minus(numbers['mean'], 2)}\n"
+                f"std {plus_minus(numbers['std'], 2)},  "
+                f"W2 {plus_minus(numbers['w2'], 2)}",
                 fontsize=6.5,
             )
             if row == 0:
@@ -141,8 +141,8 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     figure.supxlabel(
         f"grey: the truth (modes at ±4, std {std:g}); CFG scale "
         f"{config['cfg_scale']:g}, ω = {config['s2_scale']:g}, no window; exact row: "
-        "the weak prediction equals the conditional one; peaks above the axis are cut; "
-        f"\n± standard error over {metrics['seeds']} seeds",
+        "the weak\nprediction equals the conditional one; peaks above the axis are "
+        f"cut; ± standard error over {metrics['seeds']} seeds",
         fontsize=6.2,
     )
     return {"figure": figure}

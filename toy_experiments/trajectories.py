@@ -158,8 +158,7 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
             if regime != "exact":
                 entry = panel["distance_to_exact_path_end"]
                 text += (
-                    f"\noff the exact path {entry['mean']:.2f}"
-                    f" ± {entry['standard_error']:.2f}"
+                    f"\npath error {entry['mean']:.2f} ± {entry['standard_error']:.2f}"
                 )
             ax.set_xlabel(text, fontsize=6.2)
             if row == 0:
@@ -169,9 +168,9 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     axes[0, 0].set_xticks([-8, -4, 0, 4, 8])
     figure.supxlabel(
         "state, scaled to constant spread; grey: modes of the truth ± 1 standard "
-        "deviation; numbers at the end of the paths,\nshift in mode standard "
-        "deviations, distance in data units (root mean square over the same noise); ± "
-        f"standard error over {metrics['seeds']} seeds",
+        "deviation; shift of the ends outwards in mode standard deviations;\n"
+        "path error: root mean square distance of the ends from the exact rule's, from "
+        f"the same noise; ± standard error over {metrics['seeds']} seeds",
         fontsize=6.2,
     )
     return {"figure": figure}

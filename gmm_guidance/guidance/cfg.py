@@ -16,7 +16,7 @@ from gmm_guidance.guidance.rule import (
     static,
 )
 from gmm_guidance.passes import Pass
-from gmm_guidance.schedule import Position, Window, as_window
+from gmm_guidance.windows import Position, Window, as_window
 
 
 def check_scale(name: str, value: Any) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gmm_guidance.passes import Pass
-from gmm_guidance.schedule import Position
+from gmm_guidance.windows import Position
 
 Rule = TypeVar("Rule")
 

@@ -22,7 +22,7 @@ from gmm_guidance.checks import as_float
 from gmm_guidance.guidance.cfg import CFG, check_scale
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, guidance_rule, static
 from gmm_guidance.passes import Pass
-from gmm_guidance.schedule import Position, Window, as_window
+from gmm_guidance.windows import Position, Window, as_window
 
 Form = Literal["centred", "subtract", "subtract_eps"]
 Redraw = Literal["step", "evaluation", "run"]
