@@ -8,6 +8,7 @@ from gmm_guidance.conversions import ProcessDenoiser
 from gmm_guidance.cost import Cost, expected_cost
 from gmm_guidance.ddpm import DDPM
 from gmm_guidance.denoiser import BlockStack, Denoiser, ExactDenoiser
+from gmm_guidance.exact import quantile_map
 from gmm_guidance.guidance import (
     CFG,
     AutoGuidance,
@@ -23,7 +24,6 @@ from gmm_guidance.mixture import GaussianMixture
 from gmm_guidance.networks import BlockMLP, NetworkConfig
 from gmm_guidance.passes import Pass, evaluate_passes
 from gmm_guidance.process import VE, VP, RectifiedFlow
-from gmm_guidance.quantile_map import quantile_map
 from gmm_guidance.sampling import guided_sample
 from gmm_guidance.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
 from gmm_guidance.solvers import DPMSolverPP2M, EDMStochastic, Euler, Heun

@@ -15,6 +15,7 @@ import jax
 from jax.typing import ArrayLike
 
 from gmm_guidance.mixture import GaussianMixture, Label
+from gmm_guidance.rows import read_rows, run_rows
 
 
 class Denoiser(Protocol):
@@ -73,11 +74,10 @@ def run_blocks(
     model: BlockStack, x: jax.Array, sigma: jax.Array, label: Any
 ) -> jax.Array:
     """One plain pass through all blocks: the definition of a ``BlockStack``'s value."""
-    hidden, context = model.embed(x, sigma, label)
-    hidden = jax.lax.fori_loop(
-        0, model.num_blocks, lambda i, h: model.block(i, h, context), hidden
-    )
-    return model.readout(hidden, context, x, sigma)
+    embedded = model.embed(x, sigma, label)
+    rows: Any = jax.tree.map(lambda a: a[None], embedded)
+    hidden, context = run_rows(model, rows[0], rows[1])
+    return read_rows(model, hidden, context, x, sigma)[0]
 
 
 @jax.tree_util.register_dataclass

@@ -19,8 +19,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gmm_guidance.denoiser import BlockStack, Denoiser
+from gmm_guidance.rows import read_rows, run_rows
 
 
 @jax.tree_util.register_dataclass
@@ -50,8 +52,8 @@ def evaluate_passes(
 ) -> jax.Array:
     """Evaluate passes on the same samples, sharing what they have in common.
 
-    Values equal those of separate evaluations; on the CPU bit for bit, as long as the
-    matrix product of the platform treats each row of a batch alike.
+    Values equal those of separate evaluations; on the CPU bit for bit, where each row
+    is computed in the shapes it has alone.
 
     Args:
         model: the denoiser being guided.
@@ -92,18 +94,15 @@ def _evaluate_on(
         by_label = _evaluate_labels(model, x, sigma, full_labels)
         return [by_label[_index(full_labels, p.label)] for p in passes]
 
-    joining = [p for p in passes if p.drop is not None]
-    joining = [p for p in joining if _contains(full_labels, p.label)]
-    rows = _evaluate_rows(model, x, sigma, full_labels, joining)
-    outputs = []
-    for p in passes:
-        if p.drop is None:
-            outputs.append(rows[_index(full_labels, p.label)])
-        elif _contains(full_labels, p.label):
-            outputs.append(rows[len(full_labels) + _index(joining, p)])
-        else:  # no full pass of this label to share with
-            outputs.append(_evaluate_dropped(model, x, sigma, p))
-    return outputs
+    labels = _distinct([p.label for p in passes])
+    weak = [p for p in passes if p.drop is not None]
+    rows = _evaluate_rows(model, x, sigma, labels, full_labels, weak)
+    return [
+        rows[_index(labels, p.label)]
+        if p.drop is None
+        else rows[len(labels) + _index(weak, p)]
+        for p in passes
+    ]
 
 
 def _evaluate_labels(model, x, sigma, labels) -> Sequence[jax.Array]:
@@ -112,118 +111,28 @@ def _evaluate_labels(model, x, sigma, labels) -> Sequence[jax.Array]:
     return [model(x, sigma, label) for label in labels]
 
 
-def _evaluate_dropped(model: BlockStack, x, sigma, p: Pass) -> jax.Array:
-    """One weak pass on its own."""
-    drop = p.drop
-    hidden, context = model.embed(x, sigma, p.label)
-
-    def block(i, hidden):
-        return _block_or_hold(model, i, hidden, context, _is_dropped(drop, i))
-
-    hidden = jax.lax.fori_loop(0, model.num_blocks, block, hidden)
-    return model.readout(hidden, context, x, sigma)
-
-
-def _block_or_hold(model, index, hidden, context, dropped):
-    """Block ``index``, except where dropped: for the whole batch, or by sample."""
-    if dropped.ndim == 0:
-        return jax.lax.cond(
-            dropped, lambda h: h, lambda h: model.block(index, h, context), hidden
-        )
-    return _select(dropped, hidden, model.block(index, hidden, context))
-
-
 def _evaluate_rows(
     model: BlockStack,
     x: jax.Array,
     sigma: jax.Array,
     labels: Sequence[Any],
-    joining: Sequence[Pass],
+    full_labels: Sequence[Any],
+    weak: Sequence[Pass],
 ) -> jax.Array:
     """Full passes of all labels, then the weak passes that join: ``[row, ...]``."""
-    if not labels:
-        return jnp.zeros((0,))
     embedded = [model.embed(x, sigma, label) for label in labels]
     hidden, context = jax.tree.map(lambda *rows: jnp.stack(rows), *embedded)
-    block = jax.vmap(model.block, in_axes=(None, 0, 0))
-    readout = jax.vmap(model.readout, in_axes=(0, 0, None, None))
-    num_full = len(labels)
-
-    if not joining:
-        # Static bounds: this loop is a scan, and so can be differentiated.
-        hidden = jax.lax.fori_loop(
-            0, model.num_blocks, lambda i, h: block(i, h, context), hidden
-        )
-        return readout(hidden, context, x, sigma)
-
-    drops = _stack_drops(
-        [p.drop for p in joining if p.drop is not None], model.num_blocks
-    )
-    base = jnp.asarray([_index(labels, p.label) for p in joining], jnp.int32)
-    first = jnp.min(drops, axis=tuple(range(1, drops.ndim)))
-    order = jnp.argsort(first)  # rows join in the order of their first dropped block
-    first, drops, base = first[order], drops[order], base[order]
-
-    start: Any = 0
-    for joined in range(len(joining) + 1):
-        is_last = joined == len(joining)
-        stop = model.num_blocks if is_last else first[joined]
-        step = _row_step(block, context, drops[:joined], num_full)
-        hidden = jax.lax.fori_loop(start, stop, step, hidden)
-        if not is_last:
-            hidden = _append_row(hidden, base[joined])
-            context = _append_row(context, base[joined])
-        start = stop
-    values = readout(hidden, context, x, sigma)
-    back = jnp.argsort(order)  # the weak rows in the order they were asked for
-    return jnp.concatenate([values[:num_full], values[num_full:][back]])
+    if weak:
+        drops = _stack_drops([p.drop for p in weak], model.num_blocks)
+        base = np.array([_index(labels, p.label) for p in weak])
+        idle = np.array([not _contains(full_labels, label) for label in labels])
+        hidden, context = run_rows(model, hidden, context, drops, base, idle)
+    else:
+        hidden, context = run_rows(model, hidden, context)
+    return read_rows(model, hidden, context, x, sigma)
 
 
-def _row_step(block, context, drops, num_full):
-    """The loop body over rows of which the last ``len(drops)`` are weak passes."""
-    num_weak = drops.shape[0]
-
-    def all_rows(i, hidden):
-        return block(i, hidden, context)
-
-    def per_sample(i, hidden):
-        new = block(i, hidden, context)
-        held = jnp.any(drops == i, axis=-1)
-        full = jnp.zeros((num_full, held.shape[1]), bool)
-        return _select(jnp.concatenate([full, held]), hidden, new)
-
-    def shared(i, hidden):
-        # The rows that move are gathered in front, so that a dropped block costs
-        # nothing; which of the programs runs depends on how many they are.
-        held = jnp.concatenate(
-            [jnp.zeros(num_full, bool), jnp.any(drops == i, axis=-1)]
-        )
-        moving = jnp.argsort(held, stable=True)
-
-        def run(count):
-            if count == num_weak:
-                return lambda h: block(i, h, context)
-            if count == 0:
-                rows: Any = slice(0, num_full)
-            else:
-                rows = moving[: num_full + count]
-
-            def some(h):
-                part = jax.tree.map(lambda a: a[rows], (h, context))
-                new = block(i, *part)
-                return jax.tree.map(lambda a, b: a.at[rows].set(b), h, new)
-
-            return some
-
-        count = num_weak - jnp.sum(held)
-        return jax.lax.switch(count, [run(c) for c in range(num_weak + 1)], hidden)
-
-    if num_weak == 0:
-        return all_rows
-    return shared if drops.ndim == 2 else per_sample
-
-
-def _stack_drops(drops: Sequence[jax.Array], num_blocks: int) -> jax.Array:
+def _stack_drops(drops: Sequence[Any], num_blocks: int) -> jax.Array:
     """Index sets of one common length: ``[row, k]`` or ``[row, n, k]``."""
     if len({d.ndim for d in drops}) > 1:
         raise ValueError(
@@ -240,27 +149,6 @@ def _stack_drops(drops: Sequence[jax.Array], num_blocks: int) -> jax.Array:
             for d in drops
         ]
     )
-
-
-def _append_row(rows: Any, source: jax.Array) -> Any:
-    def append(array):
-        row = jax.lax.dynamic_index_in_dim(array, source, keepdims=True)
-        return jnp.concatenate([array, row])
-
-    return jax.tree.map(append, rows)
-
-
-def _is_dropped(drop: Any, index: jax.Array) -> jax.Array:
-    return jnp.any(drop == index, axis=-1)
-
-
-def _select(held: jax.Array, old: Any, new: Any) -> Any:
-    """``old`` where held; ``held`` covers the leading axes."""
-
-    def select(a, b):
-        return jnp.where(held.reshape(held.shape + (1,) * (a.ndim - held.ndim)), a, b)
-
-    return jax.tree.map(select, old, new)
 
 
 def _distinct(items: Sequence[Any]) -> list[Any]:

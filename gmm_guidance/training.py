@@ -27,7 +27,7 @@ from gmm_guidance.checkpoint import (
 from gmm_guidance.checks import check_key
 from gmm_guidance.mixture import GaussianMixture
 from gmm_guidance.mixture_sampling import sample_batch
-from gmm_guidance.networks import BlockMLP
+from gmm_guidance.networks import BlockMLP, NetworkConfig
 from gmm_guidance.trained import TrainedDenoiser, TrainingRun
 from gmm_guidance.training_config import TrainingConfig
 
@@ -105,15 +105,8 @@ def train_denoisers(
     Raises:
         ValueError: if the checkpoint is truncated, foreign or of another run.
     """
-    network_config = config.network(mixture)
-    optimizer = config.optimizer()
-
-    def start(key):
-        network = BlockMLP(network_config, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
-        return _State(network, network, optimizer.init(network))
-
     description = _describe(keys, mixture, config)
-    run = _Run(0, jax.jit(jax.vmap(start))(keys), (), ())
+    run = _Run(0, _start(config, config.network(mixture), keys), (), ())
     if checkpoint is not None and Path(checkpoint).exists():
         run = _resume(checkpoint, description, run.state)
 
@@ -138,6 +131,17 @@ def train_denoisers(
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
     return TrainingRun(run.kept, config, len(keys), run.losses)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(config: TrainingConfig, shape: NetworkConfig, keys: jax.Array) -> _State:
+    """Networks and optimisers before the first step."""
+
+    def one_seed(key):
+        network = BlockMLP(shape, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
+        return _State(network, network, config.optimizer().init(network))
+
+    return jax.vmap(one_seed)(keys)
 
 
 class _Run(NamedTuple):

@@ -26,7 +26,7 @@ def points():
     return np.random.default_rng(2).normal(size=(6, 2)).astype(np.float32)
 
 
-@pytest.mark.parametrize("method", ["log_prob", "denoise", "posterior_covariance"])
+@pytest.mark.parametrize("method", ["log_prob", "posterior_covariance"])
 def test_a_label_may_be_written_in_many_ways(plane, points, method):
     function = getattr(plane, method)
     per_sample = function(points, 0.5, np.array([2, 0, 1, 3, 0, 2]))

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from gmm_guidance.mixture import GaussianMixture
 
 # Shapes are few and fixed, since each is a program: numbers are what varies.
-COUNT, POINTS, LABELS = 4, 3, (0, 1, 1, 0)
+COUNT, DIM, POINTS, LABELS = 4, 3, 2, (0, 1, 1, 0)
 FEW = settings(
     max_examples=40,
     deadline=None,
@@ -44,17 +44,16 @@ def numbers(shape, limit):
 @st.composite
 def draws(draw):
     """Means up to 20, deviations of 0.05 to 5, weights down to 1e-9."""
-    dim = draw(st.sampled_from([1, 2, 3]))
-    log_deviations = draw(arrays(float, (COUNT, dim), elements=st.floats(-3, 1.6)))
-    rotations = np.linalg.qr(draw(numbers((COUNT, dim, dim), 1)) + np.eye(dim) * 3)[0]
+    log_deviations = draw(arrays(float, (COUNT, DIM), elements=st.floats(-3, 1.6)))
+    rotations = np.linalg.qr(draw(numbers((COUNT, DIM, DIM), 1)) + np.eye(DIM) * 3)[0]
     covariances = np.einsum(
         "kij,kj,klj->kil", rotations, np.exp(2 * log_deviations), rotations
     )
     log_weights = draw(arrays(float, COUNT, elements=st.floats(-20, 0)))
     weights = np.exp(log_weights) / np.exp(log_weights).sum()
     sigma = float(np.exp(draw(st.floats(np.log(0.01), np.log(80.0)))))
-    x = draw(numbers((POINTS, dim), 30))
-    return Draw(draw(numbers((COUNT, dim), 20)), covariances, weights, x, sigma)
+    x = draw(numbers((POINTS, DIM), 30))
+    return Draw(draw(numbers((COUNT, DIM), 20)), covariances, weights, x, sigma)
 
 
 class Values(NamedTuple):

@@ -13,9 +13,10 @@ COUNT = 40_000
 @pytest.fixture(scope="module")
 def mixture():
     """Modes far apart, so that each sample tells its own; label 1 has two of them."""
+    root = np.random.default_rng(0).normal(size=(3, 3, 3))
     return GaussianMixture(
-        [[-20.0, 0.0], [0.0, 20.0], [20.0, 0.0]],
-        [[[1.0, 0.6], [0.6, 2.0]], [[0.5, 0.0], [0.0, 0.1]], [[3.0, -1.0], [-1.0, 1]]],
+        [[-20.0, 0.0, 0.0], [0.0, 20.0, 0.0], [20.0, 0.0, 5.0]],
+        root @ root.swapaxes(1, 2) + 0.1 * np.eye(3),
         [0.5, 0.2, 0.3],
         [1, 0, 1],
     )
@@ -24,7 +25,7 @@ def mixture():
 @pytest.fixture(scope="module")
 def draws(mixture):
     x, label = mixture.sample(jax.random.key(0), COUNT)
-    assert x.shape == (COUNT, 2) and label.shape == (COUNT,)
+    assert x.shape == (COUNT, 3) and label.shape == (COUNT,)
     return np.asarray(x, float), np.asarray(label)
 
 
@@ -49,7 +50,7 @@ def test_each_mode_is_its_gaussian(mixture, draws):
         own = x[mode == k] - np.asarray(mixture.means[k])
         covariance = np.asarray(mixture.covariances[k], float)
         whitened = np.linalg.solve(np.linalg.cholesky(covariance), own.T)
-        for row in (*whitened, (whitened[0] + whitened[1]) / np.sqrt(2)):
+        for row in (*whitened, whitened.sum(axis=0) / np.sqrt(3)):
             assert stats.kstest(row, "norm").pvalue > 1e-3
 
 
@@ -84,36 +85,27 @@ def test_a_longer_draw_begins_with_the_shorter(mixture, draws):
 def test_a_rare_class_is_drawn_as_finely_as_any():
     """Weights 2e-12 and 1e-12 would vanish in a cumulative sum of all weights."""
     rare = GaussianMixture(
-        [[0.0], [-5.0], [5.0]], 0.01, [1 - 3e-12, 2e-12, 1e-12], [0, 1, 1]
+        [[-5.0, 0.0, 0.0], [0.0, 0.0, 0.0], [5.0, 0.0, 0.0]],
+        np.stack([0.01 * np.eye(3)] * 3),
+        [2e-12, 1 - 3e-12, 1e-12],
+        [1, 0, 1],
     )
-    asked = np.repeat([1, 2], 9000)
-    x, label = rare.sample(jax.random.key(0), 18_000, asked)
-    label, x = np.asarray(label), np.asarray(x)
-    assert (label[:9000] == 1).all()
-    share = np.mean(x[:9000] < 0)
-    assert abs(share - 2 / 3) < 4 * np.sqrt(2 / 9 / 9000)
-    assert (label[9000:] == 0).all() and np.abs(x[9000:]).max() < 1
+    asked = np.arange(COUNT) % 2 + 1  # the rare class, and none
+    x, label = map(np.asarray, rare.sample(jax.random.key(0), COUNT, asked))
+    own = asked == 1
+    assert (label == own).all()
+    share, count = np.mean(x[own, 0] < 0), own.sum()
+    assert abs(share - 2 / 3) < 4 * np.sqrt(2 / 9 / count)
+    assert np.abs(x[~own]).max() < 1
 
 
-def test_2000_components_are_all_drawn():
-    many = GaussianMixture(np.arange(2000.0)[:, None], 1e-4, labels=np.arange(2000) % 7)
+def test_many_components_are_all_drawn():
+    many = GaussianMixture(np.arange(299.0)[:, None], 1e-4, labels=np.arange(299) % 7)
     x, label = many.sample(jax.random.key(0), COUNT)
     mode = np.rint(np.asarray(x)[:, 0]).astype(int)
     np.testing.assert_array_equal(label, mode % 7)
-    count = np.bincount(mode, minlength=2000)
+    count = np.bincount(mode, minlength=299)
     assert stats.chisquare(count).pvalue > 1e-3
-
-
-def test_draws_follow_the_parameters_under_grad(mixture):
-    """Reparameterised: moving all means moves every sample alike."""
-
-    def first_coordinates(shift):
-        moved = GaussianMixture(
-            mixture.means + shift, np.asarray(mixture.covariances), mixture.weights
-        )
-        return moved.sample(jax.random.key(0), 8)[0][:, 0].sum()
-
-    np.testing.assert_allclose(jax.grad(first_coordinates)(0.0), 8.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ the library does it once, in the variance-exploding clock.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,15 +62,16 @@ def test_the_guided_flow_in_its_own_clock(reference, name):
         end = velocity(x_t + (after - t) * slope, after)
         return x_t + 0.5 * (after - t) * (slope + end), None
 
+    @jax.jit
+    def solve(x, levels):
+        times = process.time(levels)
+        start = process.alpha(times[0]) * x
+        x_t, _ = jax.lax.scan(step, start, (times[:-1], times[1:]))
+        return x_t / process.alpha(times[-1])
+
     with jax.enable_x64(True):
         # Even steps in log sigma, which no solver of the library takes.
-        times = process.time(jnp.geomspace(FIRST, LAST, 1001))
-        start = process.alpha(times[0]) * x
-        solve = jax.jit(
-            lambda start: jax.lax.scan(step, start, (times[:-1], times[1:]))
-        )
-        x_t, _ = solve(start)
-        samples = np.asarray(x_t / process.alpha(times[-1]))
+        samples = np.asarray(solve(x, np.geomspace(FIRST, LAST, 1001)))
     np.testing.assert_allclose(samples, wanted, rtol=0, atol=2e-3)
     # Labels are diagonals: samples lie in the quadrants of their own.
     signs = np.sign(samples).prod(axis=1)

@@ -25,10 +25,13 @@ KEY = jax.random.key(0)
 STACK, WEAK = ToyStack.random(0), ToyStack.random(1, num_blocks=2)
 
 
-def draw(denoiser=STACK, label=1, guidance=Unguided(), n=6, key=KEY, **options):
-    options = {"schedule": Karras(4), "solver": "euler", **options}
+START = 80.0 * np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+
+
+def draw(denoiser=STACK, label=1, guidance=Unguided(), key=KEY, **options):
+    options = {"schedule": Karras(4), "solver": "euler", "initial": START, **options}
     return guided_sample(
-        key, denoiser, label, num_samples=n, guidance=guidance, **options
+        key, denoiser, label, num_samples=6, guidance=guidance, **options
     )
 
 
@@ -87,9 +90,9 @@ def test_passes_that_are_off_are_never_traced():
         seen.append(label is None)
         return 0.5 * x
 
-    draw(denoiser, guidance=CFG(1.0), sample_shape=(2,))
+    draw(denoiser, guidance=CFG(1.0))
     assert seen and not any(seen)
-    draw(denoiser, guidance=CFG(2.0), sample_shape=(2,))
+    draw(denoiser, guidance=CFG(2.0))
     assert any(seen)
 
 
@@ -104,8 +107,8 @@ def test_a_sweep_over_scales_and_keys_compiles_once():
         return 0.5 * x if label is None else 0.9 * x
 
     def sample(scale):
-        options = {"sample_shape": (2,), "key": jax.random.key(int(scale))}
-        return float(draw(denoiser, guidance=CFG(scale), **options)[0, 0])
+        key = jax.random.key(int(scale))
+        return float(draw(denoiser, guidance=CFG(scale), key=key)[0, 0])
 
     first, programs = sample(1.5), len(traces)
     assert programs > 0
@@ -143,20 +146,21 @@ def test_vmap_over_scales_is_a_loop_over_them(rule):
 
 
 def test_vmap_over_keys_and_jit_around_it():
+    """Keys bring their own start and their own masks."""
     keys = jax.random.split(KEY, 3)
-    rule = S2Guidance(2.0, 0.5, window=None)
-    swept = jax.jit(jax.vmap(lambda k: draw(guidance=rule, key=k)))(keys)
+    rule, schedule = S2Guidance(2.0, 0.5, window=None), Karras(1)
+    swept = jax.jit(jax.vmap(lambda k: draw(guidance=rule, key=k, schedule=schedule)))(
+        keys
+    )
     for row, key in zip(swept, keys, strict=True):
-        alone = draw(guidance=rule, key=key)
+        alone = draw(guidance=rule, key=key, schedule=schedule)
         np.testing.assert_allclose(row, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_gradient_with_respect_to_the_scale():
-    x = 80.0 * np.linspace(-1, 1, 6, dtype=np.float32)[:, None]
-
     def total(scale):
         gaussians = TwoGaussians(1.0, 0.5, 1.5)
-        return draw(gaussians, guidance=CFG(scale), initial=x).sum()
+        return draw(gaussians, guidance=CFG(scale)).sum()
 
     slope = (total(2.02) - total(1.98)) / 0.04
     np.testing.assert_allclose(jax.grad(total)(2.0), slope, rtol=5e-3)

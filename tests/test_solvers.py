@@ -14,7 +14,6 @@ from gmm_guidance.process import VE, VP, RectifiedFlow
 from gmm_guidance.sampling import guided_sample
 from gmm_guidance.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
 from gmm_guidance.solvers import (
-    SOLVERS,
     DPMSolverPP2M,
     EDMStochastic,
     Euler,
@@ -26,12 +25,7 @@ KEY = jax.random.key(0)
 MEAN, VARIANCE = 1.5, 0.49
 GAUSSIAN = TwoGaussians(MEAN, VARIANCE, 1.0)
 NO_CHURN = EDMStochastic(churn=0.0)
-DETERMINISTIC = {
-    "euler": ("euler", 1),
-    "heun": ("heun", 2),
-    "dpmpp_2m": ("dpmpp_2m", 2),
-    "churn 0": (NO_CHURN, 2),
-}
+ORDERS = {"euler": 1, "heun": 2, "dpmpp_2m": 2}
 
 
 @pytest.fixture
@@ -53,24 +47,22 @@ def solve(schedule, solver, x, denoiser=GAUSSIAN, **options):
     )
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_order_of_convergence(x64, name):
+@pytest.mark.parametrize("solver, order", ORDERS.items(), ids=ORDERS)
+def test_order_of_convergence(x64, solver, order):
     """Error at sigma = 0.5 on even steps in log sigma; halving them shows the order."""
-    solver, order = DETERMINISTIC[name]
     x = np.array([[-20.0], [3.0], [25.0]])
     wanted = exact_flow(MEAN, VARIANCE, x, 10.0, 0.5)
     errors = []
-    for steps in (32, 64, 128):
+    for steps in (64, 128):
         levels = np.geomspace(10.0, 0.5, steps + 1)
         schedule = CustomSchedule(tuple(levels))
         _, path = solve(schedule, solver, x, trajectory=True)
         errors.append(np.abs(np.asarray(path[-2]) - wanted).max())
-    rates = np.log2(np.array(errors[:-1]) / errors[1:])
-    np.testing.assert_allclose(rates, order, atol=0.15)
-    assert errors[-1] < {1: 0.1, 2: 2e-3}[order]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+    assert errors[1] < {1: 0.1, 2: 2e-3}[order]
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", ORDERS)
 def test_one_point_of_data_is_hit_whatever_the_steps(name):
     """A constant denoiser: every solver is exact, to the last bit."""
     point = np.array([[1.5, -2.0]], np.float32)
@@ -162,20 +154,18 @@ def draw(solver, steps, count=20_000):
     return np.asarray(path[0, :, 0], float), np.asarray(samples[:, 0], float)
 
 
-@pytest.mark.parametrize("solver", ["heun", EDMStochastic(80.0, noise_scale=1.0)])
-def test_samples_are_the_gaussian(solver):
-    """Churn replaces noise, and so keeps the law while it forgets the start."""
-    start, samples = draw(solver, steps=256)
+def test_churn_keeps_the_law_while_it_forgets_the_start():
+    start, samples = draw(EDMStochastic(80.0, noise_scale=1.0), steps=256)
     deviation = np.sqrt(VARIANCE / len(samples))
     assert abs(samples.mean() - MEAN) < 4 * deviation + 0.005
     assert abs(samples.var() / VARIANCE - 1) < 4 * np.sqrt(2 / len(samples)) + 0.01
-    memory = np.corrcoef(start, samples)[0, 1]
-    assert memory > 0.999 if solver == "heun" else abs(memory) < 0.05
+    # Without churn the flow is monotone, and the correlation one.
+    assert abs(np.corrcoef(start, samples)[0, 1]) < 0.05
 
 
-@pytest.mark.parametrize("noise_scale", [0.8, 1.2])
-def test_variance_of_few_noisy_steps(noise_scale):
+def test_variance_of_few_noisy_steps():
     """Steps are affine here, so that the variance follows a recursion of its own."""
+    noise_scale = 1.2
     levels, churn, low, high = Karras(24).sigmas(), 6.0, 0.1, 30.0
     variance = levels[0] ** 2
     for sigma, after in zip(levels[:-2], levels[1:-1], strict=True):
@@ -194,8 +184,8 @@ def test_variance_of_few_noisy_steps(noise_scale):
 # --- what a solver tells, and is told
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("steps", [1, 2, 6])
+@pytest.mark.parametrize("name", [*ORDERS, "edm_stochastic"])
+@pytest.mark.parametrize("steps", [1, 5])
 def test_number_of_evaluations_is_what_it_says(name, steps):
     levels = []
 

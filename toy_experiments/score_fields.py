@@ -19,7 +19,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 import gmm_guidance as gg
 from toy_experiments.experiment import Config, Experiment, Metrics, over_seeds
@@ -224,8 +223,8 @@ def _draw(regime: str, metrics: Metrics, data: Arrays) -> Figure:
             if panel == "correction":
                 bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03)
                 bar.ax.tick_params(labelsize=5.5)
-                bar.locator = MaxNLocator(4)
-                bar.update_ticks()
+                ticks = top * np.array([0.0, 0.2, 0.55, 1.0])
+                bar.set_ticks(ticks, labels=[f"{t:.1f}" for t in ticks])
         axes[row, 0].set_ylabel(f"σ = {sigma:g}")
     figure.supxlabel(
         f"{REGIME_TITLES[regime]} network, first seed drawn; colour: σ · |field|, one "

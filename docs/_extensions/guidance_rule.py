@@ -1,4 +1,4 @@
-"""Shows the constructors of guidance rules, which are dataclasses by their decorator."""
+"""Shows the constructors of guidance rules: dataclasses by their decorator."""
 
 from typing import Any
 
@@ -15,8 +15,10 @@ class GuidanceRules(griffe.Extension):
             return
         keyword = griffe.ParameterKind.positional_or_keyword
         parameters = [griffe.Parameter("self", kind=keyword)]
-        for field in cls.attributes.values():
-            if field.annotation is not None and "property" not in field.labels:
+        for field in cls.members.values():
+            if not isinstance(field, griffe.Attribute) or "property" in field.labels:
+                continue
+            if field.annotation is not None:
                 parameters.append(
                     griffe.Parameter(
                         field.name,

@@ -187,8 +187,9 @@ class S2Guidance(_ResolvingRule):
 
     ``D_u + scale (D_c - D_u) + s2_scale (D_c - D_weak)``, Eq. 4 of Chen et al. (arXiv
     2508.12880v4); with ``num_masks`` > 1 the mean over as many weak passes, Naive S²
-    (Eq. 3). Cost over CFG: less than half a pass for each mask, since a weak pass is
-    shared with the conditional one up to its first dropped block.
+    (Eq. 3). Cost over CFG: less than half a pass for each mask of one block (0.6 of a
+    pass for two), since a weak pass is shared with the conditional one up to its first
+    dropped block.
 
     Args:
         scale: total CFG scale; 1 = off.

@@ -50,18 +50,19 @@ def summarise(
         ValueError: if a label has a single sample.
     """
     x, label = check_labelled(samples, labels, mixture)
+    values, counts = np.unique(label, return_counts=True)
+    if counts.min() < 2:
+        raise ValueError(
+            f"every label needs at least 2 samples, label {values[counts.argmin()]} "
+            f"has 1. Draw more, or leave that label out."
+        )
     if key is None:
         # Not one of the keys a user is likely to have drawn the samples with.
         key = jax.random.fold_in(jax.random.key(0), 0x6D65_7472)
     # One draw for all labels: one compilation, whatever the numbers of each.
     true = np.asarray(mixture.sample(key, len(x), label)[0])
     sliced, energy = [], []
-    for value, number in zip(*np.unique(label, return_counts=True), strict=True):
-        if number < 2:
-            raise ValueError(
-                f"every label needs at least 2 samples, label {value} has {number}. "
-                f"Draw more, or leave that label out."
-            )
+    for value in values:
         own = x[label == value]
         sliced.append(sliced_wasserstein(own, mixture, int(value)))
         energy.append(energy_distance(own, true[label == value]))
