@@ -107,6 +107,7 @@ def _make_table(
 ) -> _Table:
     blocks = jnp.arange(num_blocks)[:, None]
     first = jnp.min(drops, axis=tuple(range(1, drops.ndim)))
+    first = jnp.minimum(first, num_blocks - 1)  # where it drops none, it still joins
     joins = (blocks == first[None]) & ~alone[None]
     moves = (blocks >= first[None]) | alone[None]
     if drops.ndim == 2:  # by sample instead, the row moves and samples are held

@@ -66,7 +66,7 @@ MOVING = {
     "s2": (1, lambda weak: s2()),
     "s2 over all masks": (1, lambda weak: s2(1.0, num_masks="all")),
     # In noise space: eps - w eps_weak holds x fixed, and eps does not move.
-    "s2 subtract_eps": (1, lambda weak: s2(form="subtract_eps")),
+    "s2 subtract_eps": (1, lambda weak: s2(form="subtract_eps", num_masks="all")),
 }
 
 
@@ -83,7 +83,7 @@ def test_samples_move_with_the_data(name):
 
 def test_subtracting_a_whole_prediction_does_not_move_with_the_data():
     """``- w D_weak`` without ``+ w D_c``: coefficients that sum to 1 - w."""
-    rule = s2(form="subtract")
+    rule = s2(form="subtract", num_masks="all")
     still = draw(STACK, rule, steps=1)  # the guided value itself
     moved = draw(STACK.shifted(SHIFT), rule, START + SHIFT, steps=1)
     missing = still + SHIFT - moved

@@ -67,6 +67,13 @@ def history(denoised) -> list[tuple[int, ...]]:
     return result
 
 
+def number(digit: int, blocks) -> int:
+    """What the ledger says where these blocks ran."""
+    for block in blocks:
+        digit = BASE * digit + block + 1
+    return digit
+
+
 def kept(num_blocks: int, dropped) -> tuple[int, ...]:
     """The blocks that a pass with dropped ones must run."""
     return tuple(b for b in range(num_blocks) if b not in set(dropped))
