@@ -16,7 +16,7 @@ class TorchMixture:
     """Score and denoiser of a Gaussian mixture with full covariances."""
 
     def __init__(self, means, covariances, weights):
-        self.means = torch.as_tensor(np.asarray(means), dtype=torch.float32)
+        self.means = torch.tensor(np.asarray(means), dtype=torch.float32)
         exact = torch.as_tensor(np.asarray(covariances, np.float64))
         variances, axes = torch.linalg.eigh(exact)
         self.variances, self.axes = variances.float(), axes.float()

@@ -22,7 +22,7 @@ def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
-        name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(tree).items()
+        name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()
     }
     metadata = {"description": json.dumps(description, sort_keys=True)}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -68,7 +68,7 @@ def load_tree(path: str | os.PathLike, like: Any) -> Any:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is truncated, or its arrays are not those of ``like``:
-            the message lists what is missing, unexpected or of another shape.
+            the message lists what is missing, unexpected or of another type or shape.
     """
     load_description(path)
     try:
@@ -79,9 +79,9 @@ def load_tree(path: str | os.PathLike, like: Any) -> Any:
     problems = [f"missing {name}" for name in expected if name not in arrays]
     problems += [f"unexpected {name}" for name in arrays if name not in expected]
     problems += [
-        f"{name} has shape {arrays[name].shape}, expected {leaf.shape}"
+        f"{name} is {_kind(arrays[name])}, expected {_kind(leaf)}"
         for name, leaf in expected.items()
-        if name in arrays and arrays[name].shape != leaf.shape
+        if name in arrays and _kind(arrays[name]) != _kind(leaf)
     ]
     if problems:
         raise ValueError(
@@ -101,12 +101,23 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     }
 
 
-def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def differences(
+    expected: dict[str, Any], found: dict[str, Any], prefix: str = ""
+) -> list[str]:
     """Entries in which two descriptions differ, in words."""
-    names = sorted(expected.keys() | found.keys())
     missing = object()
-    return [
-        f"{name} is {found.get(name)!r}, expected {expected.get(name)!r}"
-        for name in names
-        if expected.get(name, missing) != found.get(name, missing)
-    ]
+    result = []
+    for name in sorted(expected.keys() | found.keys()):
+        wanted, actual = expected.get(name, missing), found.get(name, missing)
+        if isinstance(wanted, dict) and isinstance(actual, dict):
+            result += differences(wanted, actual, f"{prefix}{name}.")
+        elif wanted != actual:
+            result.append(
+                f"{prefix}{name} is {found.get(name)!r}, expected "
+                f"{expected.get(name)!r}"
+            )
+    return result
+
+
+def _kind(array: Any) -> str:
+    return f"{array.dtype} {array.shape}"

@@ -1,0 +1,144 @@
+"""The cost of a rule before it runs, against counting block by block."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from oracles.ledger import rows_by_block
+
+from gmm_guidance import (
+    CFG,
+    AutoGuidance,
+    Bernoulli,
+    CustomSchedule,
+    FixedBlocks,
+    Karras,
+    S2Guidance,
+    SigmaWindow,
+    SkipLayer,
+    Unguided,
+    Windowed,
+    expected_cost,
+)
+
+ONE_STEP = CustomSchedule((1.0,))
+
+
+def per_evaluation(rule, num_blocks):
+    return expected_cost(rule, ONE_STEP, num_blocks, solver="euler")
+
+
+def over_cfg(window, num_steps, solver="euler", **options):
+    """Extra cost over CFG in per cent: shared, separate."""
+    args = (Karras(num_steps), 28)
+    cfg = expected_cost(CFG(4.0), *args, solver=solver)
+    s2 = expected_cost(S2Guidance(4.0, window=window, **options), *args, solver=solver)
+    return tuple(
+        100 * (new / old - 1) for new, old in zip(s2[:2], cfg[:2], strict=True)
+    )
+
+
+@pytest.mark.parametrize("num_blocks, protected", [(6, (0,)), (7, (2, 6)), (4, ())])
+@pytest.mark.parametrize("num_dropped", [1, 2, 3])
+@pytest.mark.parametrize("scale, num_full", [(3.0, 2), (1.0, 1)])
+def test_fixed_count_is_the_average_over_all_masks(
+    num_blocks, protected, num_dropped, scale, num_full
+):
+    free = [b for b in range(num_blocks) if b not in protected]
+    masks = list(itertools.combinations(free, num_dropped))
+    rule = S2Guidance(scale, num_dropped=num_dropped, protected=protected, window=None)
+    counts = [rows_by_block(num_blocks, num_full, [mask]) for mask in masks]
+    cost = per_evaluation(rule, num_blocks)
+    assert cost.shared == pytest.approx(np.mean(counts) / num_blocks)
+    alone = num_full * num_blocks + (num_blocks - num_dropped)
+    assert cost.separate == pytest.approx(alone / num_blocks)
+    assert cost.evaluations == 1
+
+
+@pytest.mark.parametrize("num_masks", [2, 3])
+def test_several_masks_are_the_average_over_all_their_combinations(num_masks):
+    together = itertools.product([(1,), (2,), (3,), (4,)], repeat=num_masks)
+    mean = np.mean([rows_by_block(5, 2, masks) for masks in together])
+    rule = S2Guidance(3.0, num_masks=num_masks, window=None)
+    assert per_evaluation(rule, 5).shared == pytest.approx(mean / 5)
+
+
+def test_all_masks_are_counted_once_each():
+    masks = list(itertools.combinations(range(1, 6), 2))
+    rule = S2Guidance(3.0, num_dropped=2, num_masks="all", window=None)
+    cost = per_evaluation(rule, 6)
+    assert cost.shared == pytest.approx(rows_by_block(6, 2, masks) / 6)
+    assert cost.separate == pytest.approx(2 + len(masks) * 4 / 6)
+
+
+def test_bernoulli_is_the_average_by_probability():
+    rate, total, mean, dropped = 0.3, 0.0, 0.0, 0.0
+    for size in (1, 2, 3, 4):
+        for mask in itertools.combinations((1, 2, 3, 4), size):
+            weight = rate**size * (1 - rate) ** (4 - size)
+            total += weight
+            mean += weight * rows_by_block(5, 2, [mask])
+            dropped += weight * size
+    rule = S2Guidance(3.0, law=Bernoulli(rate), window=None)
+    cost = per_evaluation(rule, 5)
+    assert cost.shared == pytest.approx(mean / total / 5)
+    assert cost.separate == pytest.approx(3 - dropped / total / 5)
+
+
+@pytest.mark.parametrize(
+    "rule, shared, separate",
+    [
+        (Unguided(), 1, 1),
+        (CFG(3.0), 2, 2),
+        (CFG(1.0), 1, 1),
+        (AutoGuidance("worse", 2.0), 2, 2),
+        (AutoGuidance("worse", 1.0), 1, 1),
+        (S2Guidance(3.0, 0.0, window=None), 2, 2),
+        (S2Guidance(1.0, 0.0, window=None), 1, 1),
+        (S2Guidance(3.0, law=FixedBlocks((1, 3)), window=None), 2.4, 2.6),
+        (SkipLayer(1.0, (0,), window=None), 1.8, 1.8),
+        (S2Guidance(3.0, per_sample=True, window=None), 3, 3),
+    ],
+    ids=repr,
+)
+def test_costs_of_one_evaluation(rule, shared, separate):
+    assert per_evaluation(rule, 5)[:2] == pytest.approx((shared, separate))
+
+
+def test_a_traced_scale_counts_as_on():
+    costs = []
+    jax.jit(lambda scale: costs.append(per_evaluation(CFG(scale), 5).shared))(1.0)
+    assert costs == [2.0]
+
+
+@pytest.mark.parametrize(
+    "num_dropped, shared, separate", [(1, 23, 48), (2, 30, 46), (3, 32, 45)]
+)
+def test_the_published_arithmetic_of_28_blocks(num_dropped, shared, separate):
+    extra = over_cfg(None, 50, num_dropped=num_dropped)
+    assert np.round(extra).tolist() == [shared, separate]
+
+
+def test_the_default_window_takes_forty_steps_of_fifty():
+    assert over_cfg((0.1, 0.9), 50)[0] == pytest.approx(18.6, abs=0.05)
+
+
+def test_windows_count_the_evaluations_inside():
+    """Heun: steps at 8, 4, 2, 1, whose second evaluations are one level further."""
+    schedule = CustomSchedule((8.0, 4.0, 2.0, 1.0))
+    by_step = Windowed(CFG(3.0), (0.25, 0.75))
+    assert expected_cost(by_step, schedule, 5).shared == 7 + 2 * 2
+    by_sigma = Windowed(CFG(3.0), SigmaWindow(1.0, 4.0))
+    assert expected_cost(by_sigma, schedule, 5).shared == 7 + 4
+    assert expected_cost(by_sigma, schedule, 5, solver="euler").shared == 4 + 2
+    for solver, evaluations in (("euler", 4), ("heun", 7), ("dpmpp_2m", 4)):
+        cost = expected_cost(Unguided(), schedule, 5, solver=solver)
+        assert cost == (evaluations, evaluations, evaluations)
+
+
+def test_a_law_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="num_dropped=5 exceeds the 4 unprotected"):
+        expected_cost(S2Guidance(3.0, num_dropped=5), Karras(10), 5)
+    with pytest.raises(ValueError, match="solver must be one of"):
+        expected_cost(CFG(3.0), Karras(10), 5, solver="hun")
