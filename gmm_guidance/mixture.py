@@ -18,10 +18,8 @@ products of densities that a direct evaluation forms underflow away from the dat
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +27,16 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gmm_guidance.checks import as_concrete, check_key
+from gmm_guidance.closed_forms import (
+    denoise_at,
+    denoise_rows_at,
+    label_posterior_at,
+    log_prob_at,
+    map_samples,
+    posterior_covariance_at,
+    responsibilities_at,
+    score_at,
+)
 from gmm_guidance.mixture_checks import (
     diagonalise,
     prepare_labels,
@@ -38,19 +46,6 @@ from gmm_guidance.mixture_checks import (
 from gmm_guidance.mixture_sampling import sample_by_index
 
 Label = ArrayLike | None
-
-# (samples x components x dimensions) evaluated at a time: small enough to stay in
-# cache and to bound the memory, large enough to hide the cost of the loop.
-_CHUNK_ELEMENTS = 1 << 18
-_UNROLLED_DIM = 8  # longest axis over dimensions that is written out
-
-
-class _Components(NamedTuple):
-    """One sample's view of all components: Eq. 1's terms and what they are made of."""
-
-    log_terms: jax.Array  # [K] log w_k + log N(x; m_k, C_k)
-    coordinates: jax.Array  # [d, K] of x - m_k along the axes of component k
-    precision: jax.Array  # [d or 1, K] inverse eigenvalues of C_k
 
 
 class GaussianMixture:
@@ -200,15 +195,15 @@ class GaussianMixture:
         Returns:
             Log densities (natural logarithm) of x's leading shape.
         """
-        return self._over_samples(_log_prob_at, x, sigma, label)
+        return self._over_samples(log_prob_at, x, sigma, label)
 
     def score(self, x: ArrayLike, sigma: ArrayLike, label: Label = None) -> jax.Array:
         """Gradient of ``log_prob`` with respect to ``x``; same shapes, ``[..., d]``."""
-        return self._over_samples(_score_at, x, sigma, label)
+        return self._over_samples(score_at, x, sigma, label)
 
     def denoise(self, x: ArrayLike, sigma: ArrayLike, label: Label = None) -> jax.Array:
         """Posterior mean of the clean sample, ``E[x0 | x, label]``: ``[..., d]``."""
-        return self._over_samples(_denoise_at, x, sigma, label)
+        return self._over_samples(denoise_at, x, sigma, label)
 
     def denoise_rows(
         self, x: ArrayLike, sigma: ArrayLike, labels: Sequence[Label]
@@ -219,14 +214,14 @@ class GaussianMixture:
         """
         x, sigma = self._check_points(x, sigma)
         rows = tuple(self._spread_label(label, x.shape[:-1]) for label in labels)
-        results = _map_samples(_denoise_rows_at, self, x, sigma, rows)
+        results = map_samples(denoise_rows_at, self, x, sigma, rows)
         return jnp.moveaxis(results, -2, 0)
 
     def posterior_covariance(
         self, x: ArrayLike, sigma: ArrayLike, label: Label = None
     ) -> jax.Array:
         """Covariance of the clean sample given ``x``, shape ``[..., d, d]`` (Eq. 5)."""
-        return self._over_samples(_posterior_covariance_at, x, sigma, label)
+        return self._over_samples(posterior_covariance_at, x, sigma, label)
 
     def responsibilities(
         self, x: ArrayLike, sigma: ArrayLike = 0.0, label: Label = None
@@ -234,11 +229,11 @@ class GaussianMixture:
         """Posterior probability of each component, ``[..., K]``; 0 outside a label."""
         x, sigma = self._check_points(x, sigma)
         label = self._spread_label(label, x.shape[:-1])
-        return _map_samples(_responsibilities_at, self, x, sigma, label)
+        return map_samples(responsibilities_at, self, x, sigma, label)
 
     def label_posterior(self, x: ArrayLike, sigma: ArrayLike = 0.0) -> jax.Array:
         """Posterior probability of each class, shape ``[..., num_labels]``."""
-        return self._over_samples(_label_posterior_at, x, sigma, None)
+        return self._over_samples(label_posterior_at, x, sigma, None)
 
     def sample(
         self, key: jax.Array, num_samples: int, label: Label = None
@@ -278,9 +273,9 @@ class GaussianMixture:
             # A known class: evaluate its components alone.
             value = self._check_label_value(label, null_allowed=True)
             part = self if value == self.num_labels else self.condition(value)
-            return _map_samples(function, part, x, sigma, None)
+            return map_samples(function, part, x, sigma, None)
         label = self._spread_label(label, x.shape[:-1])
-        return _map_samples(function, self, x, sigma, label)
+        return map_samples(function, self, x, sigma, label)
 
     def _check_points(
         self, x: ArrayLike, sigma: ArrayLike
@@ -334,149 +329,6 @@ class GaussianMixture:
             self._check_label_value(values.min(), null_allowed=True)
             self._check_label_value(values.max(), null_allowed=True)
         return jnp.broadcast_to(label.astype(jnp.int32), shape)
-
-
-# -- one sample against all components; vectorised and chunked by _map_samples --------
-
-
-def _components(
-    mixture: GaussianMixture, x: jax.Array, sigma: jax.Array
-) -> _Components:
-    difference = x[:, None] - mixture.means.T
-    coordinates = _rotate(mixture, difference, to_axes=True)
-    total = mixture.variances.T + sigma**2
-    log_det = jnp.sum(jnp.log(total), axis=0) * (mixture.dim / total.shape[0])
-    precision = 1.0 / total
-    constant = mixture.log_weights - 0.5 * (
-        log_det + mixture.dim * math.log(2.0 * math.pi)
-    )
-    distance = _sum_leading(coordinates**2 * precision)
-    return _Components(constant - 0.5 * distance, coordinates, precision)
-
-
-def _rotate(
-    mixture: GaussianMixture, vectors: jax.Array, *, to_axes: bool
-) -> jax.Array:
-    """A vector for each component, ``[d, K]``, into or out of its own axes."""
-    if mixture.axes is None:
-        return vectors
-    if mixture.dim > _UNROLLED_DIM:
-        equation = "ik,kij->jk" if to_axes else "jk,kij->ik"
-        return jnp.einsum(equation, vectors, mixture.axes)
-    # [from, to, K]: unrolled, since XLA's batched product of tiny matrices is slow.
-    matrices = jnp.transpose(mixture.axes, (1, 2, 0) if to_axes else (2, 1, 0))
-    return _sum_leading(vectors[:, None] * matrices)
-
-
-def _sum_leading(terms: jax.Array) -> jax.Array:
-    """Sum over a short leading axis; unrolled, 4 times faster than XLA's reduction."""
-    if terms.shape[0] > _UNROLLED_DIM:
-        return jnp.sum(terms, axis=0)
-    return sum((term for term in terms[1:]), start=terms[0])
-
-
-def _restricted(
-    mixture: GaussianMixture, log_terms: jax.Array, label: jax.Array | None
-) -> jax.Array:
-    if label is None:
-        return log_terms
-    member = (jnp.asarray(mixture.labels) == label) | (label == mixture.num_labels)
-    return jnp.where(member, log_terms, -jnp.inf)
-
-
-def _combine_axes(mixture: GaussianMixture, weighted: jax.Array) -> jax.Array:
-    """Sum over components of ``Q_k`` times a vector each: ``[d, K]`` to ``[d]``."""
-    return jnp.sum(_rotate(mixture, weighted, to_axes=False), axis=1)
-
-
-def _log_prob_at(mixture, x, sigma, label):
-    log_terms = _components(mixture, x, sigma).log_terms
-    log_p = jax.nn.logsumexp(_restricted(mixture, log_terms, label))
-    if label is None:
-        return log_p
-    return log_p - mixture.label_log_weights()[label]
-
-
-def _responsibilities_at(mixture, x, sigma, label):
-    log_terms = _components(mixture, x, sigma).log_terms
-    return jax.nn.softmax(_restricted(mixture, log_terms, label))
-
-
-def _label_posterior_at(mixture, x, sigma, label):
-    r = _responsibilities_at(mixture, x, sigma, label)
-    return jax.ops.segment_sum(r, jnp.asarray(mixture.labels), mixture.num_labels)
-
-
-def _score_at(mixture, x, sigma, label):
-    parts = _components(mixture, x, sigma)
-    r = jax.nn.softmax(_restricted(mixture, parts.log_terms, label))
-    return -_combine_axes(mixture, r[None] * parts.coordinates * parts.precision)
-
-
-def _posterior_mean(mixture, parts, r):
-    # Not x + sigma^2 * score: at large sigma that is a small difference of large ones.
-    shrink = mixture.variances.T * parts.precision
-    return r @ mixture.means + _combine_axes(
-        mixture, r[None] * parts.coordinates * shrink
-    )
-
-
-def _denoise_at(mixture, x, sigma, label):
-    parts = _components(mixture, x, sigma)
-    r = jax.nn.softmax(_restricted(mixture, parts.log_terms, label))
-    return _posterior_mean(mixture, parts, r)
-
-
-def _denoise_rows_at(mixture, x, sigma, labels):
-    parts = _components(mixture, x, sigma)
-    rows = [
-        _posterior_mean(
-            mixture, parts, jax.nn.softmax(_restricted(mixture, parts.log_terms, label))
-        )
-        for label in labels
-    ]
-    return jnp.stack(rows)
-
-
-def _posterior_covariance_at(mixture, x, sigma, label):
-    parts = _components(mixture, x, sigma)
-    r = jax.nn.softmax(_restricted(mixture, parts.log_terms, label))
-    shrink = mixture.variances.T * parts.precision  # [d or 1, K]
-    moved = _rotate(mixture, parts.coordinates * shrink, to_axes=False)
-    means = mixture.means.T + moved  # [d, K] posterior mean of each component
-    offset = means - (means @ r)[:, None]
-    spread = jnp.broadcast_to(r[None] * shrink * sigma**2, means.shape)
-    if mixture.axes is None:
-        within = jnp.diag(jnp.sum(spread, axis=1))
-    else:
-        within = jnp.einsum("kaj,jk,kbj->ab", mixture.axes, spread, mixture.axes)
-    return within + jnp.einsum("k,ak,bk->ab", r, offset, offset)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _map_samples(function, mixture, x, sigma, labels):
-    """Apply ``function`` to each sample, a bounded number of them at a time.
-
-    ``labels`` is a pytree of per-sample integers (or None).
-    """
-    leading = x.shape[:-1]
-    flat = functools.partial(
-        jax.tree.map, lambda a: a.reshape(-1, *a.shape[len(leading) :])
-    )
-    x, labels = flat(x), flat(labels)
-    shared_sigma = sigma.ndim == 0
-    samples = (x, None if shared_sigma else sigma.reshape(-1), labels)
-
-    def one(sample):
-        x_i, sigma_i, labels_i = sample
-        return function(mixture, x_i, sigma if shared_sigma else sigma_i, labels_i)
-
-    chunk = max(1, _CHUNK_ELEMENTS // (mixture.num_components * mixture.dim))
-    if x.shape[0] <= chunk:
-        result = jax.vmap(one)(samples)
-    else:
-        result = jax.lax.map(one, samples, batch_size=chunk)
-    return result.reshape(*leading, *result.shape[1:])
 
 
 def _as_int(label: Any) -> int:

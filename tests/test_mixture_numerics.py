@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from oracles.mixture64 import Mixture64
 
-from gmm_guidance import mixture as mixture_module
+from gmm_guidance import closed_forms
 from gmm_guidance.mixture import GaussianMixture
 
 # --- in float32, beside float64
@@ -100,10 +100,10 @@ def test_a_class_of_weight_1e_12_is_as_good_as_any():
 @pytest.fixture
 def small_chunks(monkeypatch):
     """At most 3 samples at a time for mixtures of 4 components in the plane."""
-    mixture_module._map_samples.clear_cache()
-    monkeypatch.setattr(mixture_module, "_CHUNK_ELEMENTS", 24)
+    closed_forms.map_samples.clear_cache()
+    monkeypatch.setattr(closed_forms, "_CHUNK_ELEMENTS", 24)
     yield
-    mixture_module._map_samples.clear_cache()
+    closed_forms.map_samples.clear_cache()
 
 
 def test_samples_in_chunks_are_the_same(request):
