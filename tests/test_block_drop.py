@@ -16,7 +16,7 @@ FIXED = [
     (FixedCount(2, (0, 3)), 6),
     (FixedCount(2, ()), 4),
 ]
-RANDOM = [*FIXED, (Bernoulli(0.3), 5), (Bernoulli(0.7, (1, 4)), 5)]
+RANDOM = [*FIXED, (Bernoulli(0.7, (1, 4)), 6)]
 
 
 def name(case):
