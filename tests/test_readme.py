@@ -19,7 +19,12 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", GUIDES, ids=relative)
+@pytest.mark.parametrize(
+    "path",
+    # The guides train networks of their own: they run in the slow lane, and in CI.
+    [GUIDES[0], *(pytest.param(g, marks=pytest.mark.slow) for g in GUIDES[1:])],
+    ids=relative,
+)
 def test_code_blocks_run_and_print_what_they_say(path, capsys, tmp_path, monkeypatch):
     """Blocks run in order in one namespace; ``# -> text`` is a line of output."""
     monkeypatch.chdir(tmp_path)

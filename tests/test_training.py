@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import safetensors.numpy
 from oracles.two_classes import draws, posterior
@@ -114,6 +111,43 @@ def test_a_seed_depends_on_its_key_alone(run):
             one, two = run.denoiser(seed, step), swapped.denoiser(1 - seed, step)
             for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_steps_may_be_taken_in_portions_of_any_size(run, monkeypatch):
+    monkeypatch.setattr("gmm_guidance.training._MAX_STEPS_PER_CALL", 70)
+    leaves = (jax.tree.leaves(r.networks) for r in (run, train()))
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_averages_of_the_weights_are_kept(run, tmp_path, monkeypatch):
+    """Step by step, from the checkpoint that each step leaves."""
+    path, states = tmp_path / "checkpoint", []
+
+    def report(progress):
+        if path.exists():  # of the step before
+            states.append(safetensors.numpy.load_file(path))
+        if progress.step == 22:
+            raise RuntimeError
+
+    monkeypatch.setattr("gmm_guidance.training._CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("gmm_guidance.training._MAX_STEPS_PER_CALL", 1)
+    with pytest.raises(RuntimeError):
+        train(progress=report, checkpoint=path)
+    assert len(states) == 21
+    names = [n.removeprefix("0.network.") for n in states[0] if "0.network." in n]
+    assert len(names) == len(jax.tree.leaves(run.networks[0]))
+    for name in names:
+        average = states[0][f"0.average.{name}"]
+        for step, state in enumerate(states[1:], start=2):
+            decay = step / (step + 9)  # shorter memory at the start
+            average = decay * average + (1 - decay) * state[f"0.network.{name}"]
+        np.testing.assert_allclose(
+            states[-1][f"0.average.{name}"], average, rtol=1e-4, atol=1e-6
+        )
+        kept = states[19][f"1.0.{name}"]
+        np.testing.assert_array_equal(kept, states[19][f"0.average.{name}"])
+        assert (kept != states[19][f"0.network.{name}"]).any()
 
 
 # --- progress
@@ -229,60 +263,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(run, tmp_path, monke
     with pytest.raises(OSError, match="disk full"):
         train(checkpoint=tmp_path / "checkpoint")
     assert not any(tmp_path.iterdir())
-
-
-# --- configuration
-
-
-def test_the_learning_rate_warms_up_and_decays():
-    """Under a constant gradient Adam's update is the rate itself."""
-    config = TrainingConfig(learning_rate=0.1, warmup_steps=10, decay_steps=40)
-    parameter, gradient = jnp.zeros(3), jnp.full(3, 0.01)
-
-    def step(state, _):
-        with jax.numpy_dtype_promotion("standard"):
-            update, state = config.optimizer().update(gradient, state, parameter)
-        return state, -update[0]
-
-    _, rates = jax.lax.scan(step, config.optimizer().init(parameter), length=400)
-    for count, rate in ((1, 0.01), (5, 0.05), (10, 0.1), (40, 0.1), (160, 0.05)):
-        assert rates[count - 1] == pytest.approx(rate, rel=1e-3)
-    decaying = dataclasses.replace(config, weight_decay=0.5).optimizer()
-    with jax.numpy_dtype_promotion("standard"):
-        update, _ = decaying.update(jnp.zeros(3), decaying.init(parameter), jnp.ones(3))
-    np.testing.assert_allclose(optax.apply_updates(jnp.ones(3), update), 0.995)
-
-
-def test_the_network_is_set_from_the_mixture():
-    network = CONFIG.network(GaussianMixture([[1.0, 0.0], [5.0, 2.0]], 1.0))
-    assert (network.dim, network.num_labels, network.width) == (2, 1, 16)
-    assert network.data_mean == pytest.approx((3.0, 1.0))
-    assert network.data_scale == pytest.approx(math.sqrt((4 + 1 + 1 + 1) / 2))
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"snapshots": ()}, "snapshots must be ascending"),
-        ({"snapshots": (5, 3)}, r"snapshots must be ascending .* \(5, 3\)"),
-        ({"snapshots": (5, 5)}, "snapshots must be ascending"),
-        ({"snapshots": (0, 5)}, "snapshots must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
-        ({"decay_steps": 0}, "decay_steps must be at least 1"),
-        ({"target": "noise"}, "target must be 'samples' or 'exact', got 'noise'"),
-        ({"learning_rate": 0.0}, "learning_rate must be > 0"),
-        ({"learning_rate": math.nan}, "learning_rate must be > 0, got nan"),
-        ({"clip_norm": -1.0}, "clip_norm must be > 0"),
-        ({"log_sigma_std": 0.0}, "log_sigma_std must be > 0"),
-        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
-        ({"label_dropout": 1.0}, r"label_dropout must be in \[0, 1\)"),
-        ({"label_dropout": -0.1}, r"label_dropout must be in \[0, 1\)"),
-    ],
-)
-def test_bad_configurations_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig(**options)
 
 
 def test_a_raw_seed_is_no_key():
