@@ -74,13 +74,25 @@ def test_the_network_is_centred_on_the_data():
     np.testing.assert_allclose(got, denoise(x, 1.0) + by, rtol=1e-4, atol=1e-4)
 
 
-def test_the_label_and_the_noise_level_matter():
+def test_each_label_matters():
     x = 3.0 * NOISE
     values = [denoise(x, 1.0, jnp.full((N,), c, jnp.int32)) for c in range(4)]
     for i, one in enumerate(values):
         for other in values[:i]:
             assert np.abs(one - other).max() > 0.01
-    assert np.abs(denoise(x, 1.0) - denoise(x, 1.1)).max() > 1e-3
+
+
+def test_the_network_is_told_the_noise_level():
+    """Inputs of equal size at different levels: what is left is the level itself."""
+
+    def inside(sigma):
+        total = sigma**2 + SCALE**2
+        x = np.sqrt(total) * NOISE
+        value = denoise(x + np.array(MEAN, np.float32), sigma) - np.array(MEAN)
+        return (value - SCALE**2 / total * x) * np.sqrt(total) / (sigma * SCALE)
+
+    one, two, three = inside(0.2), inside(0.25), inside(20.0)
+    assert np.abs(one - two).max() > 0.1 and np.abs(one - three).max() > 0.1
 
 
 def test_none_is_the_null_label_and_a_scalar_level_is_one_for_all():
