@@ -2,24 +2,42 @@
 
 from importlib.metadata import version as _version
 
-from gmm_guidance import metrics, presets
+from gmm_guidance import exact, metrics, presets
 from gmm_guidance.block_drop import Bernoulli, FixedBlocks, FixedCount
+from gmm_guidance.calibration import Calibration, calibrate
 from gmm_guidance.conversions import ProcessDenoiser
 from gmm_guidance.cost import Cost, expected_cost
 from gmm_guidance.ddpm import DDPM
+from gmm_guidance.decomposition import (
+    Decomposition,
+    ErrorBudget,
+    decompose,
+    error_budget,
+)
 from gmm_guidance.denoiser import BlockStack, Denoiser, ExactDenoiser
 from gmm_guidance.exact import quantile_map
 from gmm_guidance.guidance import (
+    APG,
     CFG,
+    MAMBOG,
+    TCFG,
     AutoGuidance,
+    CalibratedGuidance,
+    CFGPlusPlus,
+    CFGZeroStar,
     GuidanceRule,
+    Renoised,
+    Rescaled,
     S2Guidance,
+    SigmaCurve,
     SkipLayer,
     Unguided,
     Windowed,
+    feature_name,
     guidance_rule,
     static,
 )
+from gmm_guidance.guided import guided_denoise
 from gmm_guidance.mixture import GaussianMixture
 from gmm_guidance.networks import BlockMLP, NetworkConfig
 from gmm_guidance.passes import Pass, evaluate_passes
@@ -35,18 +53,25 @@ from gmm_guidance.windows import SigmaWindow, StepWindow
 __version__ = _version("gmm-guidance")
 
 __all__ = [
+    "APG",
     "AutoGuidance",
     "Bernoulli",
     "BlockMLP",
     "BlockStack",
     "CFG",
+    "CFGPlusPlus",
+    "CFGZeroStar",
+    "CalibratedGuidance",
+    "Calibration",
     "Cost",
     "CustomSchedule",
     "DDPM",
     "DDPMSteps",
     "DPMSolverPP2M",
+    "Decomposition",
     "Denoiser",
     "EDMStochastic",
+    "ErrorBudget",
     "Euler",
     "ExactDenoiser",
     "FixedBlocks",
@@ -56,14 +81,19 @@ __all__ = [
     "GuidanceRule",
     "Heun",
     "Karras",
+    "MAMBOG",
     "NetworkConfig",
     "Pass",
     "ProcessDenoiser",
     "RectifiedFlow",
+    "Renoised",
+    "Rescaled",
     "S2Guidance",
+    "SigmaCurve",
     "SigmaWindow",
     "SkipLayer",
     "StepWindow",
+    "TCFG",
     "TrainedDenoiser",
     "TrainingConfig",
     "TrainingProgress",
@@ -72,9 +102,15 @@ __all__ = [
     "VE",
     "VP",
     "Windowed",
+    "calibrate",
+    "decompose",
+    "error_budget",
     "evaluate_passes",
+    "exact",
     "expected_cost",
+    "feature_name",
     "guidance_rule",
+    "guided_denoise",
     "guided_sample",
     "metrics",
     "presets",

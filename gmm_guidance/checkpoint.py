@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,28 @@ import safetensors.numpy
 
 def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -> Path:
     """Write a pytree of arrays with a JSON description; complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()
     }
     metadata = {"description": json.dumps(description, sort_keys=True)}
+    return _replace(
+        path, lambda name: safetensors.numpy.save_file(arrays, name, metadata=metadata)
+    )
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write a text file; complete or not at all."""
+    return _replace(path, lambda name: Path(name).write_text(text))
+
+
+def _replace(path: str | os.PathLike, write: Callable[[str], Any]) -> Path:
+    """Write under a temporary name beside ``path``, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+        write(temporary)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from gmm_guidance.block_drop import ExpectedDrop
+from gmm_guidance.checks import as_concrete
 from gmm_guidance.guidance.rule import GuidanceRule
-from gmm_guidance.guidance.weak import DroppedBlocks, WeakPassGuidance
 from gmm_guidance.plan import plan_segments
 from gmm_guidance.schedule import Schedule
 from gmm_guidance.solvers import Solver, as_solver
@@ -60,16 +63,33 @@ def expected_cost(
 
 
 def _passes_of(rule: GuidanceRule, num_blocks: int) -> tuple[float, float]:
-    if isinstance(rule, WeakPassGuidance) and isinstance(rule.source, DroppedBlocks):
-        source = rule.source
-        source.law.check(num_blocks)
-        first, dropped = source.law.expected_depths(num_blocks)
-        full = 1.0 if rule.scale is None else 2.0
-        count = source.count(num_blocks)
-        own = (num_blocks - dropped) / num_blocks
-        joined = (num_blocks - first - dropped) / num_blocks
-        if source.per_sample:  # nothing is skipped, and the prefix is hardly shared
-            own = joined = 1.0
-        return full + count * joined, full + count * own
-    number = float(len(rule.passes(None, ())))
-    return number, number
+    """Shared and separate cost of one evaluation: each distinct pass once."""
+    label = object()  # labels count as the same if they are the same object
+    passes = rule.passes(label, rule.expected_draws(num_blocks))
+    full = {(id(p.label), id(p.model)) for p in passes if p.drop is None}
+    shared = separate = float(len(full))
+    for p in passes:
+        if p.drop is None:
+            continue
+        drop = _expected(p.drop, num_blocks)
+        if drop is None or drop.per_sample:
+            # Nothing is skipped, and the prefix is hardly shared.
+            shared, separate = shared + 1.0, separate + 1.0
+            continue
+        own = (num_blocks - drop.dropped) / num_blocks
+        joins = (id(p.label), id(p.model)) in full
+        shared += own - drop.first / num_blocks if joins else own
+        separate += own
+    return shared, separate
+
+
+def _expected(drop: Any, num_blocks: int) -> ExpectedDrop | None:
+    """First dropped block and number of dropped ones; ``None`` if nothing is known."""
+    if isinstance(drop, ExpectedDrop):
+        return drop
+    blocks = as_concrete(drop)
+    if blocks is None or blocks.dtype == object or blocks.ndim != 1:
+        return None
+    dropped = blocks[blocks < num_blocks]
+    first = np.min(dropped) if dropped.size else num_blocks
+    return ExpectedDrop(float(first), float(dropped.size))

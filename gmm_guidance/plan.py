@@ -9,6 +9,7 @@ branches at run time.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -43,23 +44,30 @@ class Segment:
 def plan_segments(
     guidance: GuidanceRule, schedule: Schedule, solver: Solver
 ) -> tuple[Segment, ...]:
-    """Resolve the rule over the schedule and group equal neighbours."""
+    """Resolve the rule over the schedule and group equal neighbours.
+
+    Raises:
+        ValueError: if a window of the rule holds no evaluation of the run.
+    """
     sigmas = np.asarray(schedule.sigmas())
     num_steps = len(sigmas) - 1
+    positions = [
+        [
+            Position(
+                fraction=step / num_steps,
+                sigma=float(sigmas[step + evaluation]),
+                step=step,
+                num_steps=num_steps,
+            )
+            for evaluation in range(solver.num_evaluations(step == num_steps - 1))
+        ]
+        for step in range(num_steps)
+    ]
+    guidance.check_run(list(itertools.chain(*positions)))
     segments: list[Segment] = []
     for step in range(num_steps):
         is_final = step == num_steps - 1
-        rules = tuple(
-            guidance.at(
-                Position(
-                    fraction=step / num_steps,
-                    sigma=float(sigmas[step + evaluation]),
-                    step=step,
-                    num_steps=num_steps,
-                )
-            )
-            for evaluation in range(solver.num_evaluations(is_final))
-        )
+        rules = tuple(guidance.at(position) for position in positions[step])
         if all(_same(rules[0], rule) for rule in rules):
             rules = rules[:1]
         last = segments[-1] if segments else None

@@ -68,8 +68,10 @@ def guided_sample(
 
     Raises:
         ValueError: for counts below 1, labels out of range, a rule that needs a label
-            without one, an unknown solver, or an unknown sample shape.
-        TypeError: if the rule drops blocks of a denoiser without blocks.
+            without one, a window of the rule that holds no evaluation of the run, an
+            unknown solver, or an unknown sample shape.
+        TypeError: if the rule drops blocks of a denoiser without blocks, or if the
+            solver does not support the rule.
     """
     check_key(key)
     solver = as_solver(solver)
@@ -153,7 +155,7 @@ def _run(
     state: Any = ()
     paths = [x[None]]
     for (start, stop, is_final), rules in zip(bounds, segment_rules, strict=True):
-        state = _carry_over(state, rules[0].init(x))
+        state = _carry_over(state, _first_state(rules, x))
         steps = jnp.arange(start, stop, dtype=jnp.uint32)
         # All random masks of the segment at once, as data: the loop stays pure.
         count = solver.num_evaluations(is_final)
@@ -205,7 +207,10 @@ class _GuidedDenoiser(NamedTuple):
         if self.is_uniform:
             draws = jax.tree.map(lambda a: a[evaluation], draws)
         passes = rule.passes(self.label, draws)
-        outputs = evaluate_passes(self.denoiser, x, sigma, passes)
+        if passes:
+            outputs = evaluate_passes(self.denoiser, x, sigma, passes)
+        else:  # the rule knows the answer without the network
+            outputs = jnp.zeros((0, *x.shape), x.dtype)
         return rule.combine(full_precision(outputs), x, sigma, state)
 
 
@@ -233,6 +238,18 @@ def _draw(rules, num_evaluations, key, steps, num_blocks, index) -> tuple[Any, .
         )
         for e, rule in enumerate(rules)
     )
+
+
+def _first_state(rules: tuple[GuidanceRule, ...], x: jax.Array) -> Any:
+    """The state of the evaluations of a step: rules without state hand it on."""
+    states = [rule.init(x) for rule in rules]
+    kept = [state for state in states if jax.tree.leaves(state)]
+    if not all(same_structure(kept[0], state) for state in kept):
+        raise ValueError(
+            "the rules of the two evaluations of one step carry different states; "
+            "separate them by a StepWindow, which never divides a step."
+        )
+    return kept[0] if kept else states[0]
 
 
 def _carry_over(state: Any, fresh: Any) -> Any:

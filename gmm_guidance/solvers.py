@@ -2,7 +2,9 @@
 
 The probability-flow equation is ``dx/dsigma = (x - D(x, sigma)) / sigma`` (Karras et
 al. 2022, arXiv 2206.00364, Eq. 4). A solver advances ``x`` from one noise level to the
-next. It sees a denoiser and nothing else: guidance is already inside of it.
+next. It sees a denoiser and nothing else: guidance is already inside of it. A denoiser
+may return ``Renoised``, a value whose noise is that of another prediction: first-order
+steps and multistep solvers take it, solvers of several stages refuse it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+
+from gmm_guidance.renoised import Guided, Renoised
 
 Noise = Callable[[], jax.Array]
 
@@ -29,7 +33,7 @@ class Denoise(Protocol):
 
     def __call__(
         self, x: jax.Array, sigma: jax.Array, state: Any, evaluation: Any
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[Guided, Any]:
         """Denoise in the given evaluation of the step; the samples and next state."""
         ...
 
@@ -99,13 +103,13 @@ class Heun:
         """Euler, then the mean of the slopes at both ends."""
         if is_final:
             denoised, state = denoise(x, sigma, state, 0)
-            return _euler(x, denoised, sigma, sigma_next), carry, state
+            return _euler(x, _plain(denoised), sigma, sigma_next), carry, state
         levels = jnp.stack([sigma, sigma_next])
 
         def stage(k, loop):
             point, slopes, state = loop
             denoised, state = denoise(point, levels[k], state, k)
-            slopes = slopes + (point - denoised) / levels[k]
+            slopes = slopes + (point - _plain(denoised)) / levels[k]
             return x + (sigma_next - sigma) * slopes / (k + 1), slopes, state
 
         loop: Any = (x, jnp.zeros_like(x), state)
@@ -121,7 +125,9 @@ class DPMSolverPP2M:
     """DPM-Solver++(2M): second-order multistep, one evaluation a step.
 
     Lu et al. 2022 (arXiv 2211.01095, Algorithm 2), in ``lambda = -log sigma``. The
-    first and the last step are of first order.
+    first and the last step are of first order. Of a ``Renoised`` value the correction
+    extrapolates the prediction of the noise, as the code of the authors of CFG++ does;
+    its first-order part is that of ``Euler``.
     """
 
     def num_evaluations(self, is_final: bool) -> int:
@@ -137,13 +143,19 @@ class DPMSolverPP2M:
     ):
         """Exponential integrator on a linear extrapolation of ``D`` in lambda."""
         previous, h_previous = carry
-        denoised, state = denoise(x, sigma, state, 0)
+        guided, state = denoise(x, sigma, state, 0)
+        denoised, renoise = _parts(guided)
         if is_final:
             return denoised, carry, state
         h = jnp.log(sigma / sigma_next)
         # The infinite step before the first makes this zero: first order.
-        extrapolated = denoised + h / (2.0 * h_previous) * (denoised - previous)
-        return _euler(x, extrapolated, sigma, sigma_next), (denoised, h), state
+        correction = h / (2.0 * h_previous) * (renoise - previous)
+        extrapolated = denoised + correction
+        if isinstance(guided, Renoised):
+            guided = Renoised(extrapolated, renoise + correction)
+        else:
+            guided = extrapolated
+        return _euler(x, guided, sigma, sigma_next), (renoise, h), state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,5 +234,22 @@ def as_solver(solver: str | Solver) -> Solver:
     return SOLVERS[solver]
 
 
-def _euler(x, denoised, sigma, sigma_next):
-    return denoised + (sigma_next / sigma) * (x - denoised)
+def _euler(x, guided, sigma, sigma_next):
+    denoised, renoise = _parts(guided)
+    return denoised + (sigma_next / sigma) * (x - renoise)
+
+
+def _parts(guided: Guided) -> tuple[jax.Array, jax.Array]:
+    """The denoised value, and the prediction from which its noise is taken."""
+    return guided if isinstance(guided, Renoised) else (guided, guided)
+
+
+def _plain(guided: Guided) -> jax.Array:
+    """The denoised value of a solver that knows no other noise than its own."""
+    if isinstance(guided, Renoised):
+        raise TypeError(
+            "this guidance rule takes the noise from another prediction (CFGPlusPlus "
+            'does), which Heun and EDMStochastic do not support; use "euler" or '
+            '"dpmpp_2m".'
+        )
+    return guided

@@ -197,7 +197,9 @@ def _train_steps(
                 )
             network = optax.apply_updates(state.network, updates)
             done = index.astype(jnp.float32)
-            decay = jnp.minimum(config.ema_decay, (1.0 + done) / (10.0 + done))
+            decay = jnp.asarray(config.ema_decay, jnp.float32)
+            if config.ema_warmup:
+                decay = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
             average = jax.tree.map(
                 lambda a, b: decay * a + (1.0 - decay) * b, state.average, network
             )

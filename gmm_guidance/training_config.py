@@ -32,7 +32,9 @@ class TrainingConfig:
             so that every snapshot is of a run that could as well have ended there.
         weight_decay: decoupled weight decay, >= 0.
         clip_norm: gradients are scaled down to this global norm, > 0.
-        ema_decay: decay of the average of weights in [0, 1); shorter at the start.
+        ema_decay: decay of the average of weights in [0, 1).
+        ema_warmup: shorten the average at the start, so that it forgets the initial
+            weights; without, they weigh ``ema_decay**steps`` in a snapshot.
         label_dropout: share of samples trained without their label, in [0, 1).
         log_sigma_offset: mean of ``ln(sigma / data scale)``.
         log_sigma_std: its standard deviation, > 0.
@@ -49,6 +51,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.998
+    ema_warmup: bool = True
     label_dropout: float = 0.15
     log_sigma_offset: float = -0.8
     log_sigma_std: float = 1.6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 # Shares of steps are quotients such as 9/10, window ends decimals such as 0.9.
@@ -128,3 +129,23 @@ def as_window(window: Any) -> Window:
         f"a window must be None, a tuple (lo, hi) of two numbers, a StepWindow or a "
         f"SigmaWindow, got {window!r}."
     )
+
+
+def positions_inside(
+    window: Any, positions: Sequence[Position], owner: str
+) -> list[Position]:
+    """The positions inside a window of a rule, at least one.
+
+    Raises:
+        ValueError: if there is none, so that the rule would never act.
+    """
+    resolved = as_window(window)
+    inside = [position for position in positions if resolved.contains(position)]
+    if not inside:
+        steps = positions[0].num_steps
+        raise ValueError(
+            f"the window {window} of {owner} holds no evaluation of this run of "
+            f"{steps} step{'s' if steps > 1 else ''}, so that it would never act; "
+            f"widen the window, take more steps, or leave the rule out."
+        )
+    return inside

@@ -226,7 +226,6 @@ def test_a_pass_is_run_only_where_its_weight_is_not_known_to_be_zero(rule, expec
 @pytest.mark.parametrize(
     "rule, expected",
     [
-        (S2Guidance(3.0, window=(0.9, 1.0)), 3 * 2 * L),
         (Windowed(CFG(3.0), (0.5, 1.0)), 3 * L + L),
         (SkipLayer(3.0, (4, 2), window=(0.1, 0.6)), 3 * 2 * L + 1),
     ],

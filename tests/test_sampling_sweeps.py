@@ -44,7 +44,7 @@ OFF = {
     "autoguidance": AutoGuidance(WEAK, 1.0),
     "s2": S2Guidance(1.0, s2_scale=0.0),
     "skip layer": SkipLayer(1.0, (1,), skip_scale=0.0),
-    "empty window": Windowed(CFG(3.0), SigmaWindow(100.0, 200.0)),
+    "off in a window": Windowed(CFG(1.0), SigmaWindow(0.0, 200.0)),
 }
 
 

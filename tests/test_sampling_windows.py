@@ -60,7 +60,6 @@ STEP_WINDOWS = [
     ((0.0, 0.25), {0}),
     ((0.25, 0.75), {1, 2}),
     (StepWindow(0.75, 1.0), {3}),
-    ((0.1, 0.2), set()),
     ((0.2, 0.3), {1}),
 ]
 
@@ -76,7 +75,7 @@ def test_step_windows(window, steps, solver):
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize(
-    "low, high", [(0.0, math.inf), (2.0, 8.0), (1.0, 4.0), (0.0, 1.0), (8.0, 9.0)]
+    "low, high", [(0.0, math.inf), (2.0, 8.0), (1.0, 4.0), (0.0, 1.0), (4.0, 9.0)]
 )
 def test_sigma_windows(low, high, solver):
     """``low < sigma <= high``, for each evaluation on its own."""

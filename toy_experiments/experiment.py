@@ -84,7 +84,7 @@ class Experiment:
 
     name: str
     summary: str
-    config: type[Config]
+    config: Any
     compute: Callable[[Any, Workspace], tuple[Metrics, Arrays]]
     draw: Callable[[Metrics, Arrays], dict[str, Figure]]
     summarise: Callable[[Metrics], list[str]]

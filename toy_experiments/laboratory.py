@@ -121,16 +121,39 @@ def make_mixture(dim: int, std: float) -> gg.GaussianMixture:
 def trained(
     workspace: Workspace, dim: int, std: float, networks: Networks, num_seeds: int
 ) -> gg.TrainingRun:
-    """The training run of a mixture: loaded, resumed or started."""
-    config = networks.training()
+    """The training run of the paper's toy: loaded, resumed or started."""
+    return train_on(
+        workspace,
+        make_mixture(dim, std),
+        networks.training(),
+        num_seeds,
+        identity={"dim": dim, "std": std},
+        title=f"{dim}-D",
+    )
+
+
+def train_on(
+    workspace: Workspace,
+    mixture: gg.GaussianMixture,
+    config: gg.TrainingConfig,
+    num_seeds: int,
+    *,
+    identity: dict[str, Any],
+    title: str,
+) -> gg.TrainingRun:
+    """All snapshots of all seeds from one run: loaded, resumed or started.
+
+    Args:
+        workspace: where the run is stored.
+        mixture: the data.
+        config: the training.
+        num_seeds: seeds 0, 1, ...
+        identity: what tells the mixture apart from others.
+        title: the mixture's name on the progress bar.
+    """
     path = workspace.cell_path(
         "networks",
-        {
-            "dim": dim,
-            "std": std,
-            "config": dataclasses.asdict(config),
-            "seeds": num_seeds,
-        },
+        {**identity, "config": dataclasses.asdict(config), "seeds": num_seeds},
         ".safetensors",
     )
     if workspace.is_stored(path):
@@ -142,7 +165,7 @@ def trained(
     if workspace.fresh:
         checkpoint.unlink(missing_ok=True)
     keys = jax.vmap(jax.random.key)(np.arange(num_seeds))
-    name = f"training {num_seeds} networks in {dim}-D"
+    name = f"training {num_seeds} networks on {title}"
     with workspace.reporter.task(name, config.num_steps) as task:
 
         def report(progress: gg.TrainingProgress) -> None:
@@ -152,14 +175,10 @@ def trained(
             )
 
         run = gg.train_denoisers(
-            keys,
-            make_mixture(dim, std),
-            config,
-            progress=report,
-            checkpoint=checkpoint,
+            keys, mixture, config, progress=report, checkpoint=checkpoint
         )
     run.save(path)
-    workspace._made.add(path)
+    workspace.mark_made(path)
     return run
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")  # figures go to files; no display is needed
 
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 
 # Okabe and Ito's palette, told apart by colour-blind readers; truth is grey.
 TRUTH = "#9a9a9a"
@@ -23,6 +24,7 @@ COLOURS = {
 }
 REGIME_COLOURS = {"exact": "#000000", "under": "#d55e00", "well": "#0072b2"}
 SEQUENTIAL = "viridis"
+DIVERGING = "PuOr_r"  # lower is better: purple below zero, orange above
 COLUMN_WIDTH = 3.4  # inches, of a two-column page
 PAGE_WIDTH = 7.0
 
@@ -46,6 +48,14 @@ _RC: dict[str, Any] = {
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
 }
+
+
+def step_axis(ax: Axes, steps: Sequence[int]) -> None:
+    """A logarithmic axis of training steps, with a tick at each and no other."""
+    ax.set_xscale("log")
+    ax.set_xticks(list(steps), [f"{s}" for s in steps])
+    ax.minorticks_off()
+    ax.set_xlim(0.8 * min(steps), 1.25 * max(steps))
 
 
 @contextmanager

@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from gmm_guidance.guidance.weak import Form, OtherModel, WeakPassGuidance
+from gmm_guidance.guidance.weak import Form, WeakPassGuidance
+from gmm_guidance.guidance.weak_source import OtherModel
 from toy_experiments.experiment import (
     Config,
     Experiment,
@@ -68,7 +69,10 @@ def compute(config: Config, workspace: Workspace) -> tuple[Metrics, Arrays]:
                         # A redundant sub-network predicts what the network does.
                         denoiser = exact
                         rule = WeakPassGuidance(
-                            g.cfg_scale, g.s2_scale, OtherModel(exact), form=form
+                            gg.CFG(g.cfg_scale),
+                            g.s2_scale,
+                            OtherModel(exact),
+                            form=form,
                         )
                         identity = {"exact": f"{form} {g}", "std": config.std}
                     else:

@@ -67,6 +67,10 @@ class Workspace:
         """Whether a cell can be taken from its file."""
         return path.exists() and (not self.fresh or path in self._made)
 
+    def mark_made(self, path: Path) -> None:
+        """Note that a cell was made in this run, which ``fresh`` need not repeat."""
+        self._made.add(path)
+
     def cell(
         self, kind: str, description: dict[str, Any], compute: Callable[[], Arrays]
     ) -> Arrays:

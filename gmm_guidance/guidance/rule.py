@@ -9,13 +9,25 @@ vmapped; everything that shapes the program is static.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 
 from gmm_guidance.passes import Pass
+from gmm_guidance.renoised import Guided, Renoised
 from gmm_guidance.windows import Position
+
+__all__ = [
+    "GuidanceRule",
+    "Renoised",
+    "Unconditional",
+    "Unguided",
+    "full_precision",
+    "guidance_rule",
+    "static",
+]
 
 Rule = TypeVar("Rule")
 
@@ -52,6 +64,30 @@ class GuidanceRule:
         """
         return self
 
+    def without_weak_passes(self) -> GuidanceRule:
+        """The rule as it is where weak passes equal the conditional one.
+
+        That is, its part that a perfect network does not switch off: CFG of
+        S²-Guidance, no guidance of AutoGuidance.
+        """
+        return self
+
+    def check_run(self, positions: Sequence[Position]) -> None:
+        """Raise where a part of the rule would never act in this run.
+
+        The default asks the rules in the fields of this one.
+
+        Args:
+            positions: the evaluations of the run at which the rule is asked, at least
+                one.
+
+        Raises:
+            ValueError: for a window that holds none of them.
+        """
+        for part in vars(self).values():
+            if isinstance(part, GuidanceRule):
+                part.check_run(positions)
+
     def draw(
         self,
         key: jax.Array,
@@ -71,6 +107,23 @@ class GuidanceRule:
         """
         return ()
 
+    def expected_draws(self, num_blocks: int | None) -> Any:
+        """In place of ``draw`` where only the passes are counted.
+
+        Of the structure of ``draw``, with an ``ExpectedDrop`` for each random set of
+        blocks. The default has the shapes of ``draw``; a pass that drops a set of which
+        no more is known counts in full.
+        """
+        index = jnp.zeros(1, jnp.uint32)
+        return jax.eval_shape(
+            lambda key: self.draw(key, index[0], index[0], num_blocks, index),
+            jax.random.key(0),
+        )
+
+    def num_passes(self) -> int | None:
+        """Length of ``passes``; ``None`` if it depends on the depth of the model."""
+        return len(self.passes(None, self.expected_draws(None)))
+
     def init(self, x: jax.Array) -> Any:
         """State carried from evaluation to evaluation (momentum, say)."""
         return ()
@@ -86,11 +139,14 @@ class GuidanceRule:
 
     def combine(
         self, outputs: jax.Array, x: jax.Array, sigma: jax.Array, state: Any
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[Guided, Any]:
         """The guided denoiser value, and the next state.
 
+        The value may be a ``Renoised``, for solvers that know it.
+
         Args:
-            outputs: results of the passes, float32, ``[row, n, ...]``.
+            outputs: results of the passes, float32 or better, ``[row, n, ...]``; no row
+                for a rule without passes.
             x: noisy samples ``[n, ...]``.
             sigma: noise level, a scalar.
             state: state from the previous evaluation.
