@@ -1,4 +1,4 @@
-"""The command ``toy-experiments``: list, run and redraw experiments."""
+"""The command ``toy-experiments``: list, run, redraw and report experiments."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import tyro
 
+from toy_experiments.claims import CLAIMS, judge_all, write_ledger
 from toy_experiments.experiment import Config, Experiment
 from toy_experiments.progress import Reporter
 from toy_experiments.registry import EXPERIMENTS
+from toy_experiments.report import write_report
 from toy_experiments.style import figure_style
 from toy_experiments.workspace import Workspace, jsonable, versions, write_results
 
@@ -35,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "list":
             return _list(rest, parser)
+        if options.command == "claims":
+            return _claims(options, rest, parser)
+        if options.command == "report":
+            return _report(options, rest, parser)
         names = _names(options.names)
         if options.command == "draw":
             return _draw(names, Path(options.out), rest, parser)
@@ -75,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     draw = commands.add_parser("draw", help="redraw figures from stored results")
     draw.add_argument("names", nargs="+", help="experiments, or 'all'")
     draw.add_argument("--out", default="results", help="results folder (results)")
+    claims = commands.add_parser("claims", help="judge published claims by the results")
+    claims.add_argument("--out", default="results", help="results folder (results)")
+    claims.add_argument("--page", help="the page to write (claims.md in the folder)")
+    report = commands.add_parser("report", help="one page of all results")
+    report.add_argument("--out", default="results", help="results folder (results)")
+    report.add_argument("--page", help="the file to write (report.html in the folder)")
     parser.set_defaults(run_parser=run)
     return parser
 
@@ -124,7 +136,7 @@ def _run(
             record = {
                 "experiment": experiment.name,
                 "seeds": config.seeds,
-                "std": config.std,
+                **_shared(config),
                 "config": dataclasses.asdict(config),
                 "versions": versions(),
                 **metrics,
@@ -139,6 +151,11 @@ def _run(
         for path in written:
             reporter.say(f"  {path}")
     return 0
+
+
+def _shared(config: Any) -> dict[str, Any]:
+    """What figures of several experiments read, where a configuration has it."""
+    return {"std": config.std} if hasattr(config, "std") else {}
 
 
 def _write(experiment: Experiment, folder: Path, record: Any, data: Any) -> list[Path]:
@@ -181,6 +198,32 @@ def _draw(
             data = dict(file)
         for path in _write(experiment, folder, record, data):
             print(path)
+    return 0
+
+
+def _claims(
+    options: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser
+) -> int:
+    if rest:
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    out = Path(options.out)
+    page = out / "claims.md" if options.page is None else Path(options.page)
+    rows = judge_all(CLAIMS, out)
+    write_ledger(rows, out, page)
+    for row in rows:
+        print(f"{row['verdict']:18} {row['claim']}")
+    print(out / "claims.json")
+    print(page)
+    return 0
+
+
+def _report(
+    options: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser
+) -> int:
+    if rest:
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    page = None if options.page is None else Path(options.page)
+    print(write_report(Path(options.out), page))
     return 0
 
 

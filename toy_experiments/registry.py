@@ -1,8 +1,15 @@
 """All experiments by name, in the order in which ``run all`` runs them."""
 
 from toy_experiments import (
+    calibration,
     distributions,
+    error_budget,
+    explorer,
+    guidance_windows,
+    mask_variance,
     naive_vs_single,
+    phase_diagram,
+    repair,
     score_fields,
     subtract_form,
     trajectories,
@@ -17,5 +24,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         naive_vs_single,
         score_fields,
         subtract_form,
+        phase_diagram,
+        error_budget,
+        calibration,
+        mask_variance,
+        guidance_windows,
+        repair,
+        explorer,
     )
 }

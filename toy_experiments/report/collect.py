@@ -1,0 +1,144 @@
+"""What the report is made of: read from a results folder, checked, never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toy_experiments.experiment import Experiment, Metrics
+from toy_experiments.workspace import Arrays
+
+EXPLORER = "explorer"  # whose arrays feed the interactive panels
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One experiment's results.
+
+    Attributes:
+        experiment: the entry of the registry.
+        record: what ``metrics.json`` holds.
+        figures: PNG files by name.
+        lines: what the run printed at its end.
+    """
+
+    experiment: Experiment
+    record: Metrics
+    figures: dict[str, bytes]
+    lines: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """Everything in a results folder.
+
+    Attributes:
+        results: of the experiments that have some, in the registry's order.
+        missing: the other experiments.
+        claims: rows of the claims ledger, or ``None`` without one.
+        explorer: record and arrays of the panels, or ``None`` without them.
+    """
+
+    results: list[Result]
+    missing: list[Experiment]
+    claims: list[Metrics] | None
+    explorer: tuple[Metrics, Arrays] | None
+
+
+def collect(out: Path, experiments: Mapping[str, Experiment]) -> Collection:
+    """Read a results folder.
+
+    Args:
+        out: the folder.
+        experiments: those that may have results in it.
+
+    Raises:
+        ValueError: if the folder or all results are missing, or a file is damaged.
+    """
+    if not out.is_dir():
+        raise ValueError(
+            f"there is no results folder {out}; run experiments first "
+            f"(toy-experiments run all), or name the folder with --out."
+        )
+    results, missing = [], []
+    for name, experiment in experiments.items():
+        if (out / name / "metrics.json").exists():
+            results.append(_result(out / name, experiment))
+        else:
+            missing.append(experiment)
+    if not results:
+        raise ValueError(
+            f"no experiment has results in {out}; run some first "
+            f"(toy-experiments run all), or name another folder with --out."
+        )
+    explorer = None
+    for result in results:
+        if result.experiment.name == EXPLORER:
+            explorer = result.record, _arrays(out / EXPLORER / "data.npz")
+    return Collection(results, missing, _claims(out / "claims.json"), explorer)
+
+
+def _result(folder: Path, experiment: Experiment) -> Result:
+    path = folder / "metrics.json"
+    record = _json(path)
+    if not isinstance(record, dict) or not {"config", "versions"} <= record.keys():
+        raise ValueError(f"{path} is no record of a run; {_again(experiment.name)}.")
+    try:
+        lines = experiment.summarise(record)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not hold what this version of {experiment.name} writes "
+            f"({type(error).__name__}: {error}); {_again(experiment.name)}."
+        ) from error
+    figures = {
+        p.stem: p.read_bytes()
+        for p in sorted(folder.glob("*.png"))
+        if not p.name.startswith(".")  # being written by a run
+    }
+    for name, content in figures.items():
+        if not content.startswith(b"\x89PNG") or b"IEND" not in content[-16:]:
+            raise ValueError(
+                f"{folder / name}.png is damaged; draw it again: toy-experiments draw "
+                f"{experiment.name}."
+            )
+    return Result(experiment, record, figures, lines)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(f"{path} is damaged ({error}); make it again.") from error
+
+
+def _arrays(path: Path) -> Arrays:
+    try:
+        # Opened here: NumPy leaves a file that is no archive open.
+        with path.open("rb") as opened, np.load(opened) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); {_again(EXPLORER)}."
+        ) from error
+
+
+def _claims(path: Path) -> list[Metrics] | None:
+    if not path.exists():
+        return None
+    claims = _json(path)
+    if not isinstance(claims, list) or not all(isinstance(c, dict) for c in claims):
+        raise ValueError(
+            f"{path} must hold a list of claims, each an object with the keys claim, "
+            f"source, regime, effect, interval, verdict and evidence."
+        )
+    return claims
+
+
+def _again(name: str) -> str:
+    return f"run it again: toy-experiments run {name}"
