@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import gmm_guidance as gg
 from gmm_guidance.calibration import Calibration
 from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH, step_axis
+from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH, plain_ticks, step_axis
 from toy_experiments.sweeps import (
     METRICS,
     Grid,
@@ -87,6 +87,14 @@ class CalibrationConfig:
             num_samples=2048,
         )
 
+    def grid_of(self, width: int) -> Grid:
+        """The grid search; that of the wide network is CFG and one omega."""
+        if width == self.budgets.width:
+            return self.grid
+        omegas = [w for w in self.grid.s2_scales if w]
+        omega = 0.25 if 0.25 in omegas else omegas[0]
+        return dataclasses.replace(self.grid, s2_scales=(0.0, omega))
+
     def cases(self) -> list[tuple[ToyName, int, tuple[int, ...]]]:
         """Mixture, width and training lengths."""
         steps = self.budgets.steps
@@ -151,12 +159,13 @@ def _one(config, workspace, toy: ToyName, run, step: int, seed: int) -> dict[str
 
     cell = workspace.cell("calibrated", identity | {"grid": repr(config.grid)}, compute)
     distances = dict(zip(rules, cell["metrics"][:, _DISTANCE].tolist(), strict=True))
-    sweep = sweep_cell(workspace, toy, run, step, seed, config.grid)[..., _DISTANCE]
+    grid = config.grid_of(run.config.width)
+    sweep = sweep_cell(workspace, toy, run, step, seed, grid)[..., _DISTANCE]
     return {
         "distances": distances,
         "costs": costs,
         "sweep": sweep,
-        "grid": config.grid,
+        "grid": grid,
         "calibration": found,
         "arrays": _arrays(found),
     }
@@ -335,6 +344,7 @@ def _draw_distance(metrics: Metrics, data: Arrays) -> Figure:
         ax.set_title(f"{TOY_TITLES[toy]}, {width}")
         step_axis(ax, steps)
         ax.set_yscale("log")
+        plain_ticks(ax)
         ax.set_ylabel("W2 to p(x | label)")
     for ax in axes[-1]:
         ax.set_xlabel("training steps")

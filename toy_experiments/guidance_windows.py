@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import gmm_guidance as gg
 from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import PAGE_WIDTH, SEQUENTIAL
+from toy_experiments.style import SEQUENTIAL
 from toy_experiments.sweeps import METRICS, Grid, measure_rule, over_two_threads
 from toy_experiments.toys import (
     TOY_TITLES,
@@ -194,7 +194,7 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     figure, axes = plt.subplots(
         len(TOYS),
         len(names),
-        figsize=(PAGE_WIDTH, 2.0 * len(TOYS)),
+        figsize=(1.0 + 1.9 * len(names), 1.75 * len(TOYS) + 0.3),
         squeeze=False,
     )
     count = len(ends) - 1

@@ -31,7 +31,6 @@ from toy_experiments.toys import (
 )
 from toy_experiments.workspace import Arrays, Workspace
 
-_TOYS: tuple[ToyName, ...] = ("two_modes", "four_corners")
 # How masks are drawn: (name, options of S2Guidance).
 DRAWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("shared, fresh, N = 1", {}),
@@ -57,6 +56,7 @@ class MaskVarianceConfig:
         mask_seeds: independent draws of all masks for the same noise, at least 2.
         num_samples: samples of each draw.
         num_steps: steps of the sampler (DPM-Solver++(2M)).
+        toys: the mixtures.
     """
 
     seeds: int = 5
@@ -67,6 +67,7 @@ class MaskVarianceConfig:
     mask_seeds: int = 8
     num_samples: int = 1024
     num_steps: int = 24
+    toys: tuple[ToyName, ...] = ("two_modes", "four_corners")
 
     def __post_init__(self):
         if self.seeds < 2 or self.mask_seeds < 2:
@@ -91,6 +92,7 @@ class MaskVarianceConfig:
             mask_seeds=3,
             num_samples=256,
             num_steps=16,
+            toys=("two_modes",),
         )
 
 
@@ -102,7 +104,7 @@ def compute(config: MaskVarianceConfig, workspace: Workspace) -> tuple[Metrics, 
         "toys": {},
     }
     data: Arrays = {}
-    for toy in _TOYS:
+    for toy in config.toys:
         run = train_toy(workspace, toy, config.budgets.training(), config.seeds)
         items = [(step, seed) for step in config.shown for seed in range(config.seeds)]
         with workspace.reporter.task(f"mask variance, {toy}", len(items)) as task:
@@ -236,23 +238,23 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
 
 
 def _draw_samples(metrics: Metrics) -> Figure:
-    shown = metrics["shown"]
+    shown, toys = metrics["shown"], list(metrics["toys"])
     panels = (
-        ("movement of a sample", "movement of a sample"),
-        ("movement of the batch mean", "movement of a class mean"),
-        ("std of the distance over masks", "std of W2 over masks"),
-        ("distance", "W2 to p(x | label)"),
+        ("movement of a sample", "movement of a\nsample"),
+        ("movement of the batch mean", "movement of a\nclass mean"),
+        ("std of the distance over masks", "std of W2\nover masks"),
+        ("distance", "W2 to\np(x | label)"),
     )
     names = metrics["draws"]
     figure, axes = plt.subplots(
-        len(_TOYS) * len(shown),
+        len(toys) * len(shown),
         len(panels),
-        figsize=(PAGE_WIDTH, 1.6 * len(_TOYS) * len(shown) + 0.4),
+        figsize=(PAGE_WIDTH, 1.6 * len(toys) * len(shown) + 0.5),
         sharey=True,
         squeeze=False,
     )
     y = np.arange(len(names))[::-1]
-    for row, (toy, step) in enumerate((t, s) for t in _TOYS for s in shown):
+    for row, (toy, step) in enumerate((t, s) for t in toys for s in shown):
         result = metrics["toys"][toy][f"{step} steps"]
         for column, (key, title) in enumerate(panels):
             ax = axes[row, column]

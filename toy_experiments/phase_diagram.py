@@ -17,7 +17,14 @@ from matplotlib.figure import Figure
 
 import gmm_guidance as gg
 from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import COLOURS, DIVERGING, PAGE_WIDTH, TRUTH, step_axis
+from toy_experiments.style import (
+    COLOURS,
+    DIVERGING,
+    PAGE_WIDTH,
+    TRUTH,
+    plain_ticks,
+    step_axis,
+)
 from toy_experiments.sweeps import (
     METRIC_TITLES,
     METRICS,
@@ -53,13 +60,16 @@ class PhaseDiagramConfig:
     Attributes:
         seeds: training seeds, at least 2.
         budgets: training lengths and network.
-        variant_steps: the longest training length of the variants of the network.
+        variant_steps: the longest training length of the variants of the network; 0
+            for none.
+        variant_s2_scale: their omega.
         grid: scales, samples and steps.
     """
 
     seeds: int = 5
     budgets: Budgets = Budgets()
     variant_steps: int = 1000
+    variant_s2_scale: float = 0.25
     grid: Grid = Grid()
 
     def __post_init__(self):
@@ -68,6 +78,15 @@ class PhaseDiagramConfig:
                 f"seeds must be at least 2, since intervals are over seeds, got "
                 f"{self.seeds}."
             )
+        if self.variant_s2_scale not in self.grid.s2_scales:
+            raise ValueError(
+                f"variant_s2_scale must be among grid.s2_scales "
+                f"{self.grid.s2_scales}, got {self.variant_s2_scale}."
+            )
+
+    def variant_grid(self) -> Grid:
+        """CFG and one omega, at all scales."""
+        return dataclasses.replace(self.grid, s2_scales=(0.0, self.variant_s2_scale))
 
     @classmethod
     def quick(cls) -> PhaseDiagramConfig:
@@ -93,7 +112,7 @@ def compute(config: PhaseDiagramConfig, workspace: Workspace) -> tuple[Metrics, 
     data: Arrays = {}
     for toy in TOYS:
         run = train_toy(workspace, toy, config.budgets.training(), config.seeds)
-        values = _sweep(config, workspace, toy, run, config.budgets.steps)
+        values = _sweep(config, workspace, toy, run, config.budgets.steps, config.grid)
         exact = sweep_cell(workspace, toy, None, 0, 0, config.grid)
         costly = _equal_cost(config, workspace, toy, run)
         data[f"{toy}/values"] = values
@@ -104,20 +123,21 @@ def compute(config: PhaseDiagramConfig, workspace: Workspace) -> tuple[Metrics, 
     for name, _, changes in VARIANTS if lengths else ():
         training = config.budgets.training(snapshots=lengths, **changes)
         run = train_toy(workspace, TOYS[0], training, config.seeds)
-        values = _sweep(config, workspace, TOYS[0], run, lengths)
+        grid = config.variant_grid()
+        values = _sweep(config, workspace, TOYS[0], run, lengths, grid)
         data[f"variant/{name}"] = values
-        metrics["variants"][name] = _variant_numbers(config, values, lengths)
+        metrics["variants"][name] = _variant_numbers(grid, values, lengths)
     return metrics, data
 
 
-def _sweep(config, workspace, toy: ToyName, run, lengths) -> np.ndarray:
+def _sweep(config, workspace, toy: ToyName, run, lengths, grid: Grid) -> np.ndarray:
     """``[steps, seeds, scales, s2_scales, metric]``."""
     items = [(step, seed) for step in lengths for seed in range(config.seeds)]
     title = f"phase diagram, {TOY_TITLES[toy]}"
     with workspace.reporter.task(title, len(items)) as task:
 
         def one(item):
-            result = sweep_cell(workspace, toy, run, item[0], item[1], config.grid)
+            result = sweep_cell(workspace, toy, run, item[0], item[1], grid)
             task.advance(detail=f"{item[0]} steps, seed {item[1]}")
             return result
 
@@ -237,9 +257,8 @@ def _best(grid: Grid, values: np.ndarray, costly: np.ndarray) -> Metrics:
     return result
 
 
-def _variant_numbers(config, values, lengths) -> Metrics:
+def _variant_numbers(grid: Grid, values, lengths) -> Metrics:
     result: Metrics = {}
-    grid: Grid = config.grid
     for i, step in enumerate(lengths):
         for a, scale in enumerate(grid.scales):
             for b, omega in enumerate(grid.s2_scales):
@@ -355,6 +374,7 @@ def _draw_best(metrics: Metrics) -> Figure:
         ax.axhline(floor, color=TRUTH, linewidth=0.8, label="exact denoiser")
         step_axis(ax, steps)
         ax.set(yscale="log", xlabel="training steps")
+        plain_ticks(ax)
         ax.set_title(TOY_TITLES[toy])
     axes[0].set_ylabel("W2 at the best λ of each rule")
     figure.legend(
@@ -407,17 +427,19 @@ def _draw_metrics(metrics: Metrics, data: Arrays) -> Figure:
 
 
 def _draw_variants(metrics: Metrics, data: Arrays) -> Figure:
+    omega = metrics["config"]["variant_s2_scale"]
     omegas = metrics["s2_scales"]
-    omega = 0.25 if 0.25 in omegas else sorted(omegas)[-1]
     count = data["variant/narrow"].shape[0]
     steps = metrics["steps"][:count]
-    panels = [("as above", data[f"{TOYS[0]}/values"][:count])]
+    both = [omegas.index(0.0), omegas.index(omega)]
+    panels = [("width 32", data[f"{TOYS[0]}/values"][:count, :, :, both])]
     panels += [(title, data[f"variant/{name}"]) for name, title, _ in VARIANTS]
     figure, axes = plt.subplots(
         1, len(panels), figsize=(PAGE_WIDTH, 2.0), sharey=True, squeeze=False
     )
     for ax, (title, values) in zip(axes[0], panels, strict=True):
-        image = _heat(ax, metrics, values, omega, steps)
+        two = {"scales": metrics["scales"], "s2_scales": [0.0, omega]}
+        image = _heat(ax, two, values, omega, steps)
         ax.set_title(title)
     axes[0, 0].set_ylabel("CFG scale λ")
     figure.supxlabel(

@@ -3,8 +3,8 @@
 CFG is often said to sample ``p(x) p(label | x)^scale``. Its density family misses the
 diffusion equation by ``scale (scale - 1) / 2 |grad log p(label | x)|^2``; particles
 weighted by that defect sample this tilted law from the very same scores. S² leaves the
-defect alone: it changes what the network got wrong. Shown are distances to the tilted law and to ``p(x | label)``, and
-where on the line the pointwise errors sit.
+defect alone: it changes what the network got wrong. Shown are distances to the tilted
+law and to ``p(x | label)``, and where on the line the pointwise errors sit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import gmm_guidance as gg
 from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import COLOURS, PAGE_WIDTH, SEQUENTIAL, TRUTH
+from toy_experiments.style import COLOURS, PAGE_WIDTH, SEQUENTIAL, TRUTH, plain_ticks
 from toy_experiments.sweeps import sample_traced
 from toy_experiments.toys import (
     TOY_TITLES,
@@ -252,10 +252,12 @@ def _draw_distances(metrics: Metrics, data: Arrays) -> Figure:
                     label=kind,
                     capsize=1.5,
                 )
+            ax.minorticks_off()
             if column == 0:
                 floor = [result[f"{s:g}"]["floor"] for s in scales]
                 ax.plot(scales, floor, color="black", linewidth=0.6, label="floor")
             ax.set(yscale="log", xlabel="CFG scale λ")
+            plain_ticks(ax.yaxis)
             if row == 0:
                 target = "p(x) p(label | x)^λ" if column == 0 else "p(x | label)"
                 ax.set_title(f"W2 to {target}")

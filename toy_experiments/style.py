@@ -12,6 +12,11 @@ matplotlib.use("Agg")  # figures go to files; no display is needed
 
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import (  # noqa: E402
+    FuncFormatter,
+    LogLocator,
+    NullLocator,
+)
 
 # Okabe and Ito's palette, told apart by colour-blind readers; truth is grey.
 TRUTH = "#9a9a9a"
@@ -56,6 +61,13 @@ def step_axis(ax: Axes, steps: Sequence[int]) -> None:
     ax.set_xticks(list(steps), [f"{s}" for s in steps])
     ax.minorticks_off()
     ax.set_xlim(0.8 * min(steps), 1.25 * max(steps))
+
+
+def plain_ticks(ax: Axes) -> None:
+    """A logarithmic y axis with ticks at 1, 2 and 5, written out."""
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 @contextmanager
