@@ -13,9 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.distances import distances
 from benchmarks.harness import machine
 from benchmarks.mixture_speed import exact_cfg_sampling, scores
 from benchmarks.s2_overhead import s2_overhead
+from benchmarks.smalldiffusion_speed import smalldiffusion_speed
 from benchmarks.training_speed import exact_target_training
 from benchmarks.tree_figure import tree_figure
 
@@ -34,6 +36,8 @@ def main() -> None:
         "sampling": exact_cfg_sampling,
         "training": exact_target_training,
         "s2": s2_overhead,
+        "distances": distances,
+        "smalldiffusion": smalldiffusion_speed,
         "tree": lambda: tree_figure(_RESULTS / "tree_figure.png"),
     }
     path = _RESULTS / f"{options.name}.json"

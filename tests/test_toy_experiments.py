@@ -34,7 +34,8 @@ def run(*arguments: str) -> int:
 def test_list_names_every_experiment(capsys):
     assert run("list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == NAMES == list(EXPERIMENTS)
+    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+    assert set(NAMES) < set(EXPERIMENTS)
     assert all(len(line.split()) > 3 for line in lines)
 
 

@@ -1,7 +1,9 @@
 """All experiments by name, in the order in which ``run all`` runs them."""
 
 from toy_experiments import (
+    autoguidance_toy,
     calibration,
+    cfg_zero_toy,
     distributions,
     error_budget,
     explorer,
@@ -9,6 +11,7 @@ from toy_experiments import (
     mask_variance,
     naive_vs_single,
     phase_diagram,
+    power_distribution,
     repair,
     score_fields,
     subtract_form,
@@ -30,6 +33,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         mask_variance,
         guidance_windows,
         repair,
+        power_distribution,
+        autoguidance_toy,
+        cfg_zero_toy,
         explorer,
     )
 }

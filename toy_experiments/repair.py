@@ -189,6 +189,19 @@ def _numbers(toy: ToyName, scale: float, found: Arrays) -> Metrics:
     result["floor"] = w2(found["floor"][:, 0], found["tilted"])
     result["smallest effective share of particles"] = float(found["ess"].min())
     tilted = gg.exact.TiltedTarget(mixture, _LABEL, scale)
+    law = gg.exact.line_law(
+        gg.ExactDenoiser(mixture),
+        _LABEL,
+        guidance=gg.CFG(scale),
+        schedule=toy_schedule(toy, 64),
+    )
+    result["law of exact CFG, without sampling noise"] = {
+        "entropy": float(law.entropy()),
+        "KL to p(x | label)": float(
+            law.kl_divergence(lambda x: mixture.log_prob(x, label=_LABEL))
+        ),
+        "KL to tilted": float(law.kl_divergence(lambda x: tilted.log_prob(x))),
+    }
     accepted, _ = tilted.acceptance(jax.random.key(8), 4096)
     result["acceptance of the rejection sampler"] = float(accepted)
     return result
@@ -329,7 +342,9 @@ def summarise(metrics: Metrics) -> list[str]:
         )
         lines.append(
             f"{TOY_TITLES[toy]}, scale {metrics['drawn']:g}: W2 to the tilted law: "
-            f"{shown}; floor {row['floor']:.3f}; smallest effective share of particles "
+            f"{shown}; floor {row['floor']:.3f}; KL of exact CFG to it "
+            f"{row['law of exact CFG, without sampling noise']['KL to tilted']:.3f}; "
+            f"smallest effective share of particles "
             f"{row['smallest effective share of particles']:.0%}"
         )
     return lines

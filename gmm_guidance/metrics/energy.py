@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gmm_guidance.metrics._checks import check_samples
-
-_TILE = 1024  # rows of a block of pairwise distances: one compilation for every n
+from gmm_guidance.metrics._pairs import pair_sum, squared_distances
 
 
 def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
@@ -44,8 +43,8 @@ def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
         # The differences matter, not the place: centring keeps float32 exact.
         centre = b.mean(axis=0)
         a, b = a - centre, b - centre
-        within_a, within_b = _pair_sum(a, None), _pair_sum(b, None)
-        across = _pair_sum(a, b)
+        within_a, within_b = _distances(a, None), _distances(b, None)
+        across = _distances(a, b)
     return float(
         2 * across / (n * m)
         - 2 * within_a / (n * (n - 1))
@@ -60,38 +59,13 @@ def _line_pairs(x: np.ndarray) -> float:
     return float(x @ (2.0 * np.arange(n) - (n - 1)))
 
 
-def _pair_sum(a: np.ndarray, b: np.ndarray | None) -> float:
-    """Sum of distances over all pairs, or over the unordered pairs of ``a`` alone."""
-    tiles_a = _tiles(a)
-    tiles_b = tiles_a if b is None else _tiles(b)
-    sums = []
-    for i, (rows, row_weights) in enumerate(tiles_a):
-        for columns, weights in tiles_b if b is not None else tiles_b[i:]:
-            same = rows is columns
-            sums.append((same, row_weights, _tile_row_sums(rows, columns, weights)))
-    total = 0.0
-    for same, row_weights, row_sums in sums:  # converted after all are under way
-        value = np.asarray(row_sums, np.float64) @ row_weights
-        total += 0.5 * value if same else value
-    return float(total)
-
-
-def _tiles(x: np.ndarray) -> list[tuple[jax.Array, np.ndarray]]:
-    count = -(-len(x) // _TILE)
-    padded = np.zeros((count * _TILE, x.shape[1]), np.float32)
-    padded[: len(x)] = x
-    weights = (np.arange(count * _TILE) < len(x)).astype(np.float32)
-    return [
-        (jnp.asarray(padded[i : i + _TILE]), weights[i : i + _TILE])
-        for i in range(0, count * _TILE, _TILE)
-    ]
+def _distances(a: np.ndarray, b: np.ndarray | None) -> float:
+    return pair_sum(_distance_row_sums, a, b)
 
 
 @jax.jit
-def _tile_row_sums(
-    rows: jax.Array, columns: jax.Array, weights: jax.Array
+def _distance_row_sums(
+    rows: jax.Array, columns: jax.Array, weights: ArrayLike
 ) -> jax.Array:
-    squares = jnp.zeros((len(rows), len(columns)), rows.dtype)
-    for i in range(rows.shape[1]):
-        squares += (rows[:, i][:, None] - columns[:, i][None, :]) ** 2
-    return jnp.sum(jnp.sqrt(squares) * weights[None, :], axis=1)
+    distances = jnp.sqrt(squared_distances(rows, columns))
+    return jnp.sum(distances * jnp.asarray(weights)[None, :], axis=1)

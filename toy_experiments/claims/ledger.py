@@ -164,7 +164,7 @@ def interval(low: float, high: float, digits: int = 3) -> str:
 def of_entry(entry: Metrics, digits: int = 3) -> str:
     """The interval of an entry, empty where it has none."""
     ends: Any = entry.get("interval_95")
-    return interval(*ends, digits) if ends else ""
+    return interval(ends[0], ends[1], digits) if ends else ""
 
 
 def from_regimes(good: Sequence[bool], bad: Sequence[bool]) -> Verdict:
