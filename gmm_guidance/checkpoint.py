@@ -34,6 +34,13 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     return _replace(path, lambda name: Path(name).write_text(text))
 
 
+def default_mode() -> int:
+    """Permissions of a new file: temporary files start out private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def _replace(path: str | os.PathLike, write: Callable[[str], Any]) -> Path:
     """Write under a temporary name beside ``path``, then rename."""
     path = Path(path)
@@ -42,6 +49,7 @@ def _replace(path: str | os.PathLike, write: Callable[[str], Any]) -> Path:
     os.close(handle)
     try:
         write(temporary)
+        os.chmod(temporary, default_mode())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -228,3 +228,11 @@ def test_a_run_has_no_other_seeds_or_snapshots(run):
     for seed, step in ((3, 5), (-1, 5), (0, 4)):
         with pytest.raises(ValueError, match=r"seeds 0\.\.2 and snapshots .*\(2, 5\)"):
             run.denoiser(seed, step)
+
+
+def test_files_have_the_usual_permissions(tmp_path):
+    """Not the private ones of the temporary file that is renamed."""
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    path = save_tree(tmp_path / "tree", {"a": np.zeros(1)}, {})
+    assert path.stat().st_mode == plain.stat().st_mode

@@ -51,11 +51,10 @@ def test_a_gaussian_stays_one(key, solver, dim):
     np.testing.assert_allclose(output.log_density, wanted, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("batch_size", [None, 30])
-def test_samples_are_those_of_guided_sample(key, batch_size):
+def test_samples_are_those_of_guided_sample(key):
     options = dict(num_samples=64, guidance=gg.CFG(3.0), schedule=FEW)
     exact = gg.ExactDenoiser(gg.GaussianMixture(**GIVEN))
-    output = output_density(key, exact, 1, batch_size=batch_size, **options)
+    output = output_density(key, exact, 1, batch_size=32, **options)
     wanted = gg.guided_sample(key, exact, 1, **options)
     np.testing.assert_allclose(output.samples, wanted, rtol=1e-4, atol=1e-5)
 
@@ -64,7 +63,7 @@ def test_fine_steps_reach_the_density_of_the_flow():
     x = 15.0 * np.random.default_rng(0).normal(size=(6, 2))
     wanted, log_density = flow(Mixture64.build(**GIVEN), x, 20.0, 1, 3.0)
     exact = gg.ExactDenoiser(gg.GaussianMixture(**GIVEN))
-    fine = gg.Karras(300, 1e-3, 20.0)
+    fine = gg.Karras(200, 1e-3, 20.0)
     rule = gg.CFG(3.0)
     got, volume = track_volume(
         jax.random.key(0), exact, 1, x, guidance=rule, schedule=fine

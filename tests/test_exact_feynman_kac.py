@@ -12,7 +12,7 @@ from oracles.two_gaussians import TwoGaussians
 import gmm_guidance as gg
 from gmm_guidance.exact import repaired_sample
 
-COUNT = 50_000
+COUNT = 30_000
 
 
 @jax.tree_util.register_dataclass
@@ -30,28 +30,27 @@ def weighted(result):
 def test_golden_two_gaussians(key):
     """a = 1, b = 2, w = 3 (toy_theory.md 3.4)."""
     denoiser = OnALine(0.0, 1.0, 2.0)
-    schedule = gg.Karras(256)
+    schedule = gg.Karras(192)
     result = repaired_sample(key, denoiser, 0, 3.0, COUNT, schedule, 0.0)
     assert result.num_resamplings == 0
-    assert np.var(result.samples) == pytest.approx(0.3875, abs=0.009)
-    assert weighted(result)[1][0] == pytest.approx(0.5, abs=0.016)
-    assert result.ess.shape == (256,)
-    assert result.ess[-1] == pytest.approx(0.82, abs=0.015)
+    assert np.var(result.samples) == pytest.approx(0.3875, abs=0.013)
+    assert weighted(result)[1][0] == pytest.approx(0.5, abs=0.02)
+    assert result.ess.shape == (192,)
+    assert result.ess[-1] == pytest.approx(0.82, abs=0.02)
     # Resampled, a plain mean has the weighted moments.
     even = result.resample(jax.random.key(1))
-    assert np.var(even) == pytest.approx(float(weighted(result)[1][0]), abs=0.01)
+    assert np.var(even) == pytest.approx(float(weighted(result)[1][0]), abs=0.015)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 1.0])
-@pytest.mark.parametrize("scale", [2.0, 4.0])
+@pytest.mark.parametrize("scale, threshold", [(2.0, 0.5), (4.0, 0.5), (4.0, 1.0)])
 def test_tilted_mean_and_deviation_of_overlapping_classes(key, scale, threshold):
     given = dict(means=[[-1.0], [1.0]], covariances=1.0, labels=[0, 1])
     mixture = gg.GaussianMixture(**given)
     result = repaired_sample(key, mixture, 1, scale, COUNT, ess_threshold=threshold)
     grid = TiltedGrid(Mixture64.build(**given), 1, scale, 9.0, 9001)
     mean, variance = weighted(result)
-    assert mean[0] == pytest.approx(grid.mean()[0], abs=0.03)
-    assert np.sqrt(variance[0]) == pytest.approx(grid.sd()[0], abs=0.02)
+    assert mean[0] == pytest.approx(grid.mean()[0], abs=0.04)
+    assert np.sqrt(variance[0]) == pytest.approx(grid.sd()[0], abs=0.03)
     if scale == 4.0:
         assert result.num_resamplings > 0
         # CFG alone is far off: 2.32 along the flow, and 0.59 (toy_theory.md 3.5).

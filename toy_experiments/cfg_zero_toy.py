@@ -421,7 +421,7 @@ def _draw_velocity(ax: Axes, scale: str, data: Arrays) -> None:
     ax.axhline(norm, color=TRUTH, lw=1.5, label="norm of the truth under CFG")
     ax.set_ylim(0.0, 1.6 * ax.get_ylim()[1])
     ax.set(ylabel="root mean square", title="velocity at the first step")
-    ax.legend(loc="upper right")
+    ax.legend(loc="upper right", fontsize=6.2)
 
 
 def summarise(metrics: Metrics) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance
+from gmm_guidance.checkpoint import default_mode
 from toy_experiments.progress import Reporter
 
 Arrays = dict[str, np.ndarray]
@@ -111,6 +112,7 @@ class atomic:
 
     def __exit__(self, kind: Any, *details: Any) -> None:
         if kind is None:
+            os.chmod(self.temporary, default_mode())
             os.replace(self.temporary, self.path)
         else:
             self.temporary.unlink(missing_ok=True)

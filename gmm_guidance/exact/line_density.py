@@ -111,7 +111,7 @@ def line_law(
     dtype = jnp.result_type(float)
 
     def run(z):
-        points, log_volume = track_volume(
+        ends, log_volume = track_volume(
             jax.random.key(0) if key is None else key,
             denoiser,
             label,
@@ -121,7 +121,7 @@ def line_law(
             solver=solver,
         )
         log_start = -0.5 * z**2 - 0.5 * np.log(2 * np.pi) - np.log(sigma)
-        points = np.asarray(points[:, 0], np.float64)
+        points = np.asarray(ends[:, 0], np.float64)
         return points, log_start - np.asarray(log_volume, np.float64)
 
     z = np.linspace(-_REACH, _REACH, num_points)
