@@ -28,7 +28,7 @@ import torch
 import gmm_guidance as gg
 from benchmarks.harness import paired
 
-_STEPS = 20
+_STEPS = 10
 _EVALUATIONS = 20
 _SCALE = 4.0
 _DATA_SET = 4096
@@ -36,7 +36,6 @@ _DATA_SET = 4096
 _CASES = (
     ("width 64, 24 matrices, batch 256", (64,) * 25, 8, 256),
     ("width 64, 24 matrices, batch 2048", (64,) * 25, 8, 2048),
-    ("its default network, batch 256", (16, 128, 256, 128, 16), 5, 256),
     ("its default network, batch 2048", (16, 128, 256, 128, 16), 5, 2048),
 )
 _SEEDS = 5
@@ -121,7 +120,7 @@ def _training(theirs, network, data, mixture, config, batch) -> dict[str, Any]:
 
     entry: dict[str, Any] = {}
     for name, loader in (("as_shipped", shipped), ("ready_batches", ready)):
-        times = paired(ours(1), train(loader))
+        times = paired(ours(1), train(loader), repeats=5)
         entry["our_steps_per_second"] = _STEPS / times["ours_seconds"]
         entry[f"their_steps_per_second_{name}"] = _STEPS / times["theirs_seconds"]
         entry[f"training_ratio_{name}"] = times["ratio"]
