@@ -58,6 +58,11 @@ def test_counts_of_the_phase_diagram():
         "steps 50, scale 1, omega 0.25": cell("helps"),
         "steps 50, scale 2, omega 0.25": cell("harms"),
     }
+    rare = cells | {
+        f"steps {k}, scale 2, omega 0.25": cell("nothing") for k in range(40)
+    }
+    by_chance = _helps_at_equal_scale({"toys": {"tree": {"cells": rare}}})
+    assert by_chance.verdict == "does not hold"
     found = _helps_at_equal_scale({"toys": {"tree": {"cells": cells}}})
     assert found.verdict == "holds in a regime"
     assert "λ = 1: helps 1, harms 0 of 1" in found.effect

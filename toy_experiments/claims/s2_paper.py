@@ -16,6 +16,8 @@ from toy_experiments.claims.ledger import (
 from toy_experiments.experiment import Metrics
 
 _PAPER = "Chen et al., arXiv 2508.12880v4"
+# An interval of 95 % lies on the wrong side of zero in 2.5 % of cells by chance.
+_CHANCE = 0.05
 _REGIMES = ("under", "well")
 _NAMES = {"under": "under-trained", "well": "well-trained"}
 
@@ -121,7 +123,7 @@ def _helps_at_equal_scale(metrics: Metrics) -> Judgement:
     )
     verdict: Verdict = (
         "does not hold"
-        if not helping
+        if len(helping) <= _CHANCE * total
         else "holds"
         if len(helping) > 0.9 * total
         else "holds in a regime"
@@ -235,13 +237,14 @@ def _small_omega(metrics: Metrics) -> Judgement:
         f"ω = {large:g} is farther than ω = {small:g} in {worse}.",
         "each cell by its own interval over seeds",
         "holds" if min(first, second) > 0.9
-        else "holds in a regime" if min(first, second) > 0
+        else "holds in a regime" if min(first, second) > _CHANCE
         else "does not hold",
     )  # fmt: skip
 
 
 def _points_at_the_error(metrics: Metrics) -> Judgement:
-    words, good, bad = [], [], []
+    words = []
+    towards = away = levels = 0
     for toy, result in metrics["toys"].items():
         for key, row in result.items():
             if not key.startswith("noised"):
@@ -250,20 +253,23 @@ def _points_at_the_error(metrics: Metrics) -> Judgement:
                 level["cosine with minus learning error"]
                 for level in row["levels"].values()
             ]
-            above = [e["interval_95"][0] > 0 for e in entries]
-            below = [e["interval_95"][1] < 0 for e in entries]
-            good.append(any(above))
-            bad.append(any(below))
+            above = sum(e["interval_95"][0] > 0 for e in entries)
+            below = sum(e["interval_95"][1] < 0 for e in entries)
+            towards, away = towards + above, away + below
+            levels += len(entries)
             mean = np.mean([e["mean"] for e in entries])
             words.append(
-                f"{toy}, {key.split(', ')[1]}: at {sum(above)} of {len(entries)} "
-                f"levels, away from it at {sum(below)}, mean cosine {mean:+.2f}"
+                f"{toy}, {key.split(', ')[1]}: against it at {above} of {len(entries)} "
+                f"levels, along it at {below}, mean cosine {mean:+.2f}"
             )
+    verdict: Verdict = "does not hold"
+    if towards > 2 * away and towards > _CHANCE * levels:
+        verdict = "holds" if towards > 0.5 * levels else "holds in a regime"
     return Judgement(
         f"CFG scale {metrics['scale']:g}, expectation over masks, true noised samples",
-        f"The correction points against the learned error {'; '.join(words)}.",
+        f"The correction points, relative to the learned error: {'; '.join(words)}.",
         "levels counted by their 95 % intervals over seeds",
-        "holds" if not any(bad) and all(good) else from_regimes([*good, False], bad),
+        verdict,
     )
 
 
