@@ -61,7 +61,14 @@ WEAK_RULES = [
 ]
 
 
-@pytest.mark.parametrize("rule", WEAK_RULES, ids=lambda r: type(r).__name__)
+# Each is a program of its own: two every day, all in the slow lane.
+SOME = [
+    r if i in (4, 6) else pytest.param(r, marks=pytest.mark.slow)
+    for i, r in enumerate(WEAK_RULES)
+]
+
+
+@pytest.mark.parametrize("rule", SOME, ids=lambda r: type(r).__name__)
 def test_without_weak_passes_is_what_a_redundant_network_makes_of_the_rule(rule):
     """Blocks that do nothing: every weak pass equals the conditional one."""
     mixture = gg.presets.four_corners()

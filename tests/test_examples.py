@@ -35,7 +35,18 @@ def test_examples_are_found():
     assert {"quickstart", "own_denoiser", "own_rule", "sweep", "train_and_s2"} <= names
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+# The others train or compile for long: they run in the slow lane, and in CI.
+EVERYDAY = {"quickstart", "own_rule", "own_denoiser"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        p if p.stem in EVERYDAY else pytest.param(p, marks=pytest.mark.slow)
+        for p in EXAMPLES
+    ],
+    ids=lambda p: p.stem,
+)
 def test_example_runs_and_prints_finite_numbers(path, capsys):
     if needed := NEEDS.get(path.stem):
         pytest.importorskip(needed)

@@ -15,6 +15,8 @@ from toy_experiments.laboratory import Networks, make_mixture, trained
 from toy_experiments.progress import Reporter
 from toy_experiments.workspace import Workspace
 
+pytestmark = pytest.mark.slow  # it trains; the report's tests use random weights
+
 CONFIG = explorer.ExplorerConfig(
     seeds=2,
     num_steps=3,

@@ -133,6 +133,7 @@ def test_unknown_option_is_an_error(tmp_path, capsys):
     assert "no-such" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes(tmp_path):
     """A real process, interrupted while it trains, goes on from its checkpoint."""
     long = [*FIELDS]

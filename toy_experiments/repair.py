@@ -265,12 +265,11 @@ def _draw_distances(metrics: Metrics, data: Arrays) -> Figure:
                     label=kind,
                     capsize=1.5,
                 )
-            ax.minorticks_off()
             if column == 0:
                 floor = [result[f"{s:g}"]["floor"] for s in scales]
                 ax.plot(scales, floor, color="black", linewidth=0.6, label="floor")
             ax.set(yscale="log", xlabel="CFG scale λ")
-            plain_ticks(ax.yaxis)
+            plain_ticks(ax)
             if row == 0:
                 target = "p(x) p(label | x)^λ" if column == 0 else "p(x | label)"
                 ax.set_title(f"W2 to {target}")
