@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from gmm_guidance.files import atomic
+
 
 def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -> Path:
     """Write a pytree of arrays with a JSON description; complete or not at all."""
@@ -24,36 +24,10 @@ def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -
         name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()
     }
     metadata = {"description": json.dumps(description, sort_keys=True)}
-    return _replace(
-        path, lambda name: safetensors.numpy.save_file(arrays, name, metadata=metadata)
-    )
-
-
-def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write a text file; complete or not at all."""
-    return _replace(path, lambda name: Path(name).write_text(text))
-
-
-def default_mode() -> int:
-    """Permissions of a new file: temporary files start out private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-def _replace(path: str | os.PathLike, write: Callable[[str], Any]) -> Path:
-    """Write under a temporary name beside ``path``, then rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, default_mode())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
     return path
 
 

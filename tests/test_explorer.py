@@ -10,9 +10,9 @@ import tiny_results
 from scipy.stats import norm
 
 import gmm_guidance as gg
+from gmm_guidance.reporter import Reporter
 from toy_experiments import explorer
 from toy_experiments.laboratory import Networks, make_mixture, trained
-from toy_experiments.progress import Reporter
 from toy_experiments.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # it trains; the report's tests use random weights

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import gmm_guidance as gg
+from gmm_guidance.files import jsonable
+from gmm_guidance.reporter import Reporter
 from toy_experiments import autoguidance_toy, cfg_zero_toy, power_distribution
-from toy_experiments.progress import Reporter
 from toy_experiments.style import figure_style
-from toy_experiments.workspace import Workspace, jsonable
+from toy_experiments.workspace import Workspace
 
 os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")  # seconds to import
 

@@ -20,8 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance
-from gmm_guidance.checkpoint import default_mode
-from toy_experiments.progress import Reporter
+from gmm_guidance.files import atomic, jsonable
+from gmm_guidance.reporter import Reporter
 
 Arrays = dict[str, np.ndarray]
 
@@ -96,28 +96,6 @@ class Workspace:
         return path
 
 
-class atomic:
-    """A context that yields a temporary path and renames it if all went well."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(
-            dir=self.path.parent, prefix=".partial-", suffix=self.path.suffix
-        )
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: Any, *details: Any) -> None:
-        if kind is None:
-            os.chmod(self.temporary, default_mode())
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
-
-
 def write_results(
     folder: Path, metrics: dict[str, Any], data: Arrays, figures: dict[str, Figure]
 ) -> list[Path]:
@@ -141,18 +119,3 @@ def write_results(
 def versions() -> dict[str, str]:
     """Versions that results depend on."""
     return {"gmm_guidance": gmm_guidance.__version__, "jax": jax.__version__}
-
-
-def jsonable(value: Any) -> Any:
-    """Numbers of any kind as JSON has them; NaN becomes null."""
-    if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return jsonable(np.asarray(value).tolist())
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return value

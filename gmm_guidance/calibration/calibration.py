@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gmm_guidance.calibration.regression import Fit, cross_validated_gain, fit, gain
-from gmm_guidance.checkpoint import write_text
+from gmm_guidance.files import write_text
 from gmm_guidance.guidance import S2Guidance
 from gmm_guidance.guidance.calibrated import CalibratedGuidance
 from gmm_guidance.guidance.curve import SigmaCurve

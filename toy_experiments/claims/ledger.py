@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gmm_guidance.checkpoint import write_text
+from gmm_guidance.files import write_text
 from gmm_guidance.metrics import confidence_interval
 from toy_experiments.experiment import Metrics
 
