@@ -1,1 +1,6 @@
-"""Large diffusion transformers as block stacks. Not yet part of this release."""
+"""Diffusion transformers with droppable blocks: DiT and SiT in Flax."""
+
+from full_models.config import DiTConfig, model_names
+from full_models.dit import DiT, WithVariance
+
+__all__ = ["DiT", "DiTConfig", "WithVariance", "model_names"]

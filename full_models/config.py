@@ -1,0 +1,157 @@
+"""Shapes of the published DiT and SiT models, and of any other of their kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any, Literal
+
+ProcessName = Literal["ddpm", "flow"]
+DType = Literal["float32", "bfloat16"]
+
+# depth, width, heads: Peebles & Xie 2023 (arXiv 2212.09748), Table 1.
+_SIZES = {
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+_PATCHES = (2, 4, 8)
+_FAMILIES: dict[str, ProcessName] = {"DiT": "ddpm", "SiT": "flow"}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Shape of a diffusion transformer, and the process it was trained on.
+
+    Attributes:
+        input_size: height and width of a sample (a latent of the VAE: pixels / 8), a
+            multiple of ``patch_size``.
+        patch_size: side of a patch, at least 1.
+        in_channels: channels of a sample.
+        width: features of a token, a multiple of ``num_heads`` and of 4.
+        depth: number of blocks, at least 1.
+        num_heads: attention heads.
+        mlp_ratio: width of the MLP over ``width``.
+        num_labels: number of classes; label ``num_labels`` means "no condition".
+        learn_sigma: whether the network also returns a variance for each channel.
+        process: ``"ddpm"``, noise prediction at the integer times of a DDPM chain
+            (DiT), or ``"flow"``, velocity along the straight path from noise at time 0
+            to data at time 1 (SiT, Ma et al. 2024, arXiv 2401.08740).
+        compute_dtype: type of matrix products. Norms, softmax, the residual stream and
+            the network's output are float32 in any case.
+        remat: recompute the inside of blocks in the backward pass, to train with less
+            memory; sampling needs none.
+
+    Raises:
+        ValueError: for values out of these ranges.
+    """
+
+    input_size: int = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    width: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_labels: int = 1000
+    learn_sigma: bool = True
+    process: ProcessName = "ddpm"
+    compute_dtype: DType = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        for name in (
+            "input_size",
+            "patch_size",
+            "in_channels",
+            "width",
+            "depth",
+            "num_heads",
+            "num_labels",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"{name} must be a whole number of at least 1, got {value!r}."
+                )
+        if self.input_size % self.patch_size:
+            size = self.input_size - self.input_size % self.patch_size
+            raise ValueError(
+                f"input_size must be a multiple of patch_size={self.patch_size}, got "
+                f"{self.input_size}; use {max(size, self.patch_size)} or "
+                f"{size + self.patch_size} (for a VAE latent: pixels / 8)."
+            )
+        if self.width % self.num_heads or self.width % 4:
+            raise ValueError(
+                f"width must be a multiple of num_heads={self.num_heads} and of 4 "
+                f"(sine and cosine of rows and columns), got {self.width}."
+            )
+        if not (math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.width >= 1):
+            raise ValueError(f"mlp_ratio must be > 0, got {self.mlp_ratio}.")
+        if self.process not in ("ddpm", "flow"):
+            raise ValueError(
+                f"process must be 'ddpm' (DiT) or 'flow' (SiT), got {self.process!r}."
+            )
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"compute_dtype must be 'float32' or 'bfloat16', got "
+                f"{self.compute_dtype!r}."
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one sample."""
+        return (self.input_size // self.patch_size) ** 2
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that the network returns."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside of the MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> DiTConfig:
+        """A published shape, ``"DiT-XL/2"`` or ``"SiT-B/4"`` say.
+
+        Args:
+            name: family (``DiT``, ``SiT``), size (``S``, ``B``, ``L``, ``XL``) and
+                patch (2, 4, 8).
+            changes: other fields; ``input_size=64`` for 512 pixels.
+
+        Raises:
+            ValueError: for an unknown name, with the nearest known one.
+        """
+        known = model_names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"unknown model {name!r}.{hint} Known: {', '.join(known)}."
+            )
+        family, rest = name.split("-")
+        size, patch = rest.split("/")
+        depth, width, heads = _SIZES[size]
+        fields: dict[str, Any] = dict(
+            depth=depth,
+            width=width,
+            num_heads=heads,
+            patch_size=int(patch),
+            process=_FAMILIES[family],
+        )
+        return cls(**fields | changes)
+
+
+def model_names() -> tuple[str, ...]:
+    """All names that ``DiTConfig.named`` knows."""
+    return tuple(
+        f"{family}-{size}/{patch}"
+        for family in _FAMILIES
+        for size in _SIZES
+        for patch in _PATCHES
+    )

@@ -1,0 +1,92 @@
+"""Tensors in files, read one at a time, so that memory holds them once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a file: known by shape and type until it is read.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type, in the file's words (``F32``, ``BF16``).
+        read: reads it from the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+Stored = dict[str, StoredTensor]
+
+
+def read_safetensors(path: str | os.PathLike) -> Stored:
+    """The tensors of a safetensors file, or of an index of several (``*.index.json``).
+
+    Raises:
+        FileNotFoundError: if there is no such file, or a part is missing.
+        ValueError: if a file is truncated or foreign, or an index names a tensor that
+            its part does not hold.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}.")
+    if path.suffix == ".json":
+        return _read_index(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: StoredTensor(
+                    tuple(part.get_shape()), part.get_dtype(), _reader(path, name)
+                )
+                for name, part in slices.items()
+            }
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({error}); fetch or write it "
+            f"again."
+        ) from error
+
+
+def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        # Opened anew for each tensor: a mapping that stays open keeps the pages of all
+        # that was read, a second copy of the weights.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+    return read
+
+
+def _read_index(path: Path) -> Stored:
+    try:
+        places = json.loads(path.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no index of safetensors files: it must hold a weight_map."
+        ) from error
+    result: Stored = {}
+    for part in sorted(set(places.values())):
+        if Path(part).name != part:
+            raise ValueError(f"{path} points out of its folder, to {part}.")
+        stored = read_safetensors(path.parent / part)
+        expected = {name for name, place in places.items() if place == part}
+        if expected != stored.keys():
+            differing = sorted(expected ^ stored.keys())
+            raise ValueError(
+                f"{path} and {part} disagree on {', '.join(differing[:5])}"
+                f"{' and others' if len(differing) > 5 else ''}; fetch both again."
+            )
+        result |= stored
+    return result
