@@ -74,7 +74,9 @@ class Attention(nnx.Module):
         n, tokens, width = x.shape
         qkv = self.qkv(x).astype(self.dtype)
         qkv = qkv.reshape(n, tokens, 3, self.num_heads, width // self.num_heads)
-        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        # JAX takes the softmax in float32, by a promotion that a strict caller forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            mixed = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
         return self.proj(mixed.reshape(n, tokens, width))
 
 

@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from gmm_guidance import exact, metrics, presets
+from gmm_guidance.ancestral import Ancestral
 from gmm_guidance.block_drop import Bernoulli, FixedBlocks, FixedCount
 from gmm_guidance.calibration import Calibration, calibrate
 from gmm_guidance.conversions import ProcessDenoiser
@@ -26,6 +27,7 @@ from gmm_guidance.guidance import (
     CFGPlusPlus,
     CFGZeroStar,
     GuidanceRule,
+    GuidedChannels,
     Renoised,
     Rescaled,
     S2Guidance,
@@ -54,6 +56,7 @@ __version__ = _version("gmm-guidance")
 
 __all__ = [
     "APG",
+    "Ancestral",
     "AutoGuidance",
     "Bernoulli",
     "BlockMLP",
@@ -79,6 +82,7 @@ __all__ = [
     "FlowSteps",
     "GaussianMixture",
     "GuidanceRule",
+    "GuidedChannels",
     "Heun",
     "Karras",
     "MAMBOG",

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from gmm_guidance.ancestral import Ancestral
 from gmm_guidance.renoised import Guided, Renoised
 
 Noise = Callable[[], jax.Array]
@@ -213,6 +214,7 @@ SOLVERS: dict[str, Solver] = {
     "heun": Heun(),
     "dpmpp_2m": DPMSolverPP2M(),
     "edm_stochastic": EDMStochastic(),
+    "ancestral": Ancestral(),
 }
 
 

@@ -5,6 +5,7 @@ from gmm_guidance.guidance.calibrated import CalibratedGuidance
 from gmm_guidance.guidance.cfg import CFG, Windowed
 from gmm_guidance.guidance.cfg_plus_plus import CFGPlusPlus
 from gmm_guidance.guidance.cfg_zero import CFGZeroStar
+from gmm_guidance.guidance.channels import GuidedChannels
 from gmm_guidance.guidance.curve import SigmaCurve
 from gmm_guidance.guidance.features import feature_name
 from gmm_guidance.guidance.mambo import MAMBOG
@@ -31,6 +32,7 @@ __all__ = [
     "CFGZeroStar",
     "CalibratedGuidance",
     "GuidanceRule",
+    "GuidedChannels",
     "Renoised",
     "Rescaled",
     "S2Guidance",

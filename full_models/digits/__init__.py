@@ -1,0 +1,1 @@
+"""A real model on real images that trains on a laptop: handwritten digits."""
