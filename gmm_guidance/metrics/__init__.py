@@ -5,6 +5,9 @@ noise: Wasserstein distances use the exact distribution function of the (project
 mixture. What remains is the noise of the samples themselves, which biases distances
 upwards: print ``truth_floor`` next to every number. Some distances have no closed form
 on the truth's side and compare two sets of samples; their floor is ``sample_floor``.
+Images have no closed form either: there two sets are compared by their features in a
+network (``frechet_distance``, ``precision_recall``, ``density_coverage``), or judged by
+a classifier (``inception_score``). These numbers know the features only.
 
 Samples are arrays of shape ``[n, d]``, or ``[n]`` on a line. Labels are ``[n]``
 integers or one integer for all; ``None`` and ``mixture.num_labels`` mean no condition.
@@ -17,9 +20,21 @@ range.
 from gmm_guidance.metrics.comparison import compare_to_samples, sample_floor
 from gmm_guidance.metrics.energy import energy_distance
 from gmm_guidance.metrics.fractions import outside_fraction, wrong_mode_fraction
+from gmm_guidance.metrics.frechet import (
+    FeatureMoments,
+    feature_moments,
+    frechet_distance,
+)
+from gmm_guidance.metrics.inception_score import InceptionScore, inception_score
 from gmm_guidance.metrics.likelihood import (
     NegativeLogLikelihood,
     negative_log_likelihood,
+)
+from gmm_guidance.metrics.manifolds import (
+    DensityCoverage,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
 )
 from gmm_guidance.metrics.mean_discrepancy import mmd
 from gmm_guidance.metrics.nearest import NearestNeighbours, nearest_neighbours
@@ -38,20 +53,29 @@ from gmm_guidance.metrics.uncertainty import (
 from gmm_guidance.metrics.wasserstein import sliced_wasserstein, wasserstein_1d
 
 __all__ = [
+    "DensityCoverage",
+    "FeatureMoments",
     "GroupStatistics",
+    "InceptionScore",
     "NearestNeighbours",
     "NegativeLogLikelihood",
+    "PrecisionRecall",
     "cdf",
     "class_statistics",
     "compare_to_samples",
     "confidence_interval",
+    "density_coverage",
     "energy_distance",
+    "feature_moments",
+    "frechet_distance",
+    "inception_score",
     "mean_and_standard_error",
     "mmd",
     "mode_statistics",
     "nearest_neighbours",
     "negative_log_likelihood",
     "outside_fraction",
+    "precision_recall",
     "quantile",
     "sample_floor",
     "sliced_wasserstein",
