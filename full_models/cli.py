@@ -1,0 +1,59 @@
+"""The command ``full-models``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from full_models.commands.calibrate import Calibrate, calibrate
+from full_models.commands.compare import Compare, compare
+from full_models.commands.sample import Sample, sample
+from gmm_guidance.reporter import Reporter
+
+_Command = (
+    Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
+    | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+    | Annotated[Calibrate, tyro.conf.subcommand("calibrate", prefix_name=False)]
+)
+
+_RUN: dict[type, Any] = {
+    Sample: sample,
+    Compare: compare,
+    Calibrate: calibrate,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        command: Any = tyro.cli(
+            _Command,  # type: ignore[arg-type]
+            prog="full-models",
+            description="Diffusion transformers under S²-Guidance.",
+            args=None if arguments is None else list(arguments),
+        )
+        with Reporter() as reporter:
+            written: list[Path] = _RUN[type(command)](command, reporter)
+            reporter.say("written:")
+            for path in _shown(written):
+                reporter.say(f"  {path}")
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        print(f"full-models: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nfull-models: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _shown(paths: list[Path]) -> list[Path]:
+    """The paths, without the single images."""
+    return [path for path in paths if path.parent.name != "images"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

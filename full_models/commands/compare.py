@@ -1,0 +1,121 @@
+"""``full-models compare``: the same seeds without guidance, under CFG and under S²."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+import gmm_guidance as gg
+from full_models.commands.drawing import (
+    Drawn,
+    draw,
+    load_decoder,
+    machine,
+    variance_is_learned,
+)
+from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
+from full_models.commands.sample import describe, model_line
+from full_models.labels import label_name
+from full_models.run_folder import RunFolder
+from gmm_guidance.reporter import Reporter
+
+Flat = tyro.conf.OmitArgPrefixes
+_INCHES = 1.1  # of one image
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Draw the same seeds without guidance, under CFG and under S², side by side."""
+
+    model: Flat[ModelOptions]
+    out: Path
+    """Output directory; absent or empty."""
+    vae: Path | None = None
+    """Folder or file of the VAE (diffusers). Without it latents stay latents."""
+    draw: Flat[DrawOptions] = DrawOptions(num=6)
+    guidance: Flat[GuidanceOptions] = GuidanceOptions()
+
+
+def compare(config: Compare, reporter: Reporter) -> list[Path]:
+    """Run the command; returns the files. Raises as ``sample`` does."""
+    with RunFolder(config.out, describe(config)) as folder:
+        network = config.model.load()
+        learned = variance_is_learned(config.draw, network)
+        labels = config.draw.chosen_labels(network)
+        decoder = load_decoder(config.vae, network)
+        reporter.say(model_line(network))
+        without_s2 = dataclasses.replace(config.guidance, s2_scale=0.0)
+        rules = {
+            "no guidance": gg.Unguided(),
+            f"CFG {config.guidance.cfg_scale:g}": without_s2.rule(network, learned),
+            f"S² {config.guidance.s2_scale:g}": config.guidance.rule(network, learned),
+        }
+        drawn = {
+            name: draw(name, network, decoder, rule, config.draw, reporter)
+            for name, rule in rules.items()
+        }
+        arrays = {
+            _key(name): d.samples if d.images is None else d.images
+            for name, d in drawn.items()
+        }
+        np.savez(
+            folder.path / "samples.npz", allow_pickle=False, labels=labels, **arrays
+        )
+        if all(d.images is not None for d in drawn.values()):
+            names = [label_name(int(i), network.num_labels) for i in labels]
+            figure = comparison_figure(drawn, names)
+            figure.savefig(folder.path / "compare.png", dpi=200)
+            plt.close(figure)
+        return folder.finish(
+            {
+                "network": dataclasses.asdict(network.config),
+                "labels": labels.tolist(),
+                "rules": {
+                    name: {
+                        "seconds": d.seconds,
+                        "images_per_second": d.images_per_second,
+                        "passes_per_image": d.passes_per_image,
+                    }
+                    for name, d in drawn.items()
+                },
+                "machine": machine(),
+            }
+        )
+
+
+def comparison_figure(drawn: dict[str, Drawn], label_names: list[str]) -> Figure:
+    """A row for each rule, a column for each seed."""
+    rows, columns = len(drawn), len(label_names)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(_INCHES * columns + 1.2, _INCHES * rows + 0.5),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (name, d) in zip(axes, drawn.items(), strict=True):
+        assert d.images is not None
+        for axis, image in zip(row, d.images, strict=True):
+            grey = image.shape[-1] == 1
+            axis.imshow(
+                image[..., 0] if grey else image,
+                cmap="gray" if grey else None,
+                vmin=0,
+                vmax=255,
+            )
+            axis.set(xticks=[], yticks=[])
+        text = f"{name}\n{d.passes_per_image:.0f} passes"
+        row[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, name in zip(axes[0], label_names, strict=True):
+        axis.set_title(name if len(name) < 15 else name[:13] + "…", fontsize=7)
+    return figure
+
+
+def _key(name: str) -> str:
+    """A rule's name as the name of an array."""
+    return name.split(" ")[0].replace("S²", "s2").lower().replace("no", "unguided")

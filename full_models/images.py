@@ -1,0 +1,50 @@
+"""Arrays as pictures: single PNG files and grids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_GAP = 2  # pixels between the images of a grid
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Write one image, uint8 ``[H, W, 3]`` or ``[H, W, 1]``."""
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+
+
+def make_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images ``[n, H, W, C]`` in rows, on white, uint8: ``[H', W', C]``."""
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    shape = (
+        rows * (height + _GAP) - _GAP,
+        columns * (width + _GAP) - _GAP,
+        channels,
+    )
+    grid = np.full(shape, 255, np.uint8)
+    for index, image in enumerate(images):
+        top = index // columns * (height + _GAP)
+        left = index % columns * (width + _GAP)
+        grid[top : top + height, left : left + width] = image
+    return grid
+
+
+def grid_columns(num_images: int, num_labels: int) -> int:
+    """Columns of a nearly square grid in which each column has one label.
+
+    Images come with the labels in turn, so that this is so for multiples of the number
+    of labels.
+    """
+    square = max(1, round(num_images**0.5))
+    if num_labels > num_images or num_labels > 2 * square:
+        return square
+    return num_labels * max(1, round(square / num_labels))
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Values in [-1, 1] as bytes; beyond, they are clipped."""
+    scaled = (np.asarray(images, np.float32) + 1.0) * 127.5
+    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
