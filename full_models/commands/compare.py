@@ -19,7 +19,7 @@ from full_models.commands.drawing import (
     variance_is_learned,
 )
 from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
-from full_models.commands.sample import describe, model_line
+from full_models.commands.sample import describe, model_line, speed_line
 from full_models.labels import label_name
 from full_models.run_folder import RunFolder
 from gmm_guidance.reporter import Reporter
@@ -59,10 +59,12 @@ def compare(config: Compare, reporter: Reporter) -> list[Path]:
             name: draw(name, network, decoder, rule, config.draw, reporter)
             for name, rule in rules.items()
         }
-        arrays = {
-            _key(name): d.samples if d.images is None else d.images
-            for name, d in drawn.items()
-        }
+        for name, d in drawn.items():
+            reporter.say(f"{name}: {speed_line(d)}")
+        arrays = {_key(name): d.samples for name, d in drawn.items()}
+        for name, d in drawn.items():
+            if d.images is not None:
+                arrays[f"{_key(name)}_images"] = d.images
         np.savez(
             folder.path / "samples.npz", allow_pickle=False, labels=labels, **arrays
         )

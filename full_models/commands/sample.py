@@ -61,6 +61,7 @@ def sample(config: Sample, reporter: Reporter) -> list[Path]:
         )
         drawn = draw("sampling", network, decoder, rule, config.draw, reporter)
         write_samples(folder.path, drawn, labels, network)
+        reporter.say(speed_line(drawn))
         return folder.finish(
             {
                 "network": dataclasses.asdict(network.config),
@@ -84,6 +85,15 @@ def describe(config: Any) -> dict[str, Any]:
     if config.vae is not None:
         fields["vae"] = {"path": str(config.vae), "sha256": fingerprint(config.vae)}
     return {"command": type(config).__name__.lower(), **fields}
+
+
+def speed_line(drawn: Drawn) -> str:
+    """How fast a rule was, in words."""
+    return (
+        f"{len(drawn.samples)} images in {drawn.seconds:.1f} s with compilation, "
+        f"{drawn.images_per_second:.3g} images/s without, "
+        f"{drawn.passes_per_image:.1f} passes each"
+    )
 
 
 def model_line(network: DiT) -> str:
