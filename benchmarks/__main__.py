@@ -13,7 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.block_selection import block_selection
+from benchmarks.diffusers_dit import diffusers_dit
 from benchmarks.distances import distances
+from benchmarks.dit_overhead import dit_overhead, dit_run
 from benchmarks.harness import machine
 from benchmarks.mixture_speed import exact_cfg_sampling, scores
 from benchmarks.s2_overhead import s2_overhead
@@ -38,14 +41,31 @@ def main() -> None:
         "s2": s2_overhead,
         "distances": distances,
         "smalldiffusion": smalldiffusion_speed,
+        "dit-s": dit_overhead,
+        "dit-b": lambda: dit_overhead("DiT-B/2", batch=1, repeats=1),
+        "dit-l": lambda: dit_overhead("DiT-L/2", batch=1, repeats=1),
+        "dit-xl": lambda: dit_overhead("DiT-XL/2", batch=1, repeats=1),
+        "dit-deep": lambda: dit_overhead("DiT-S/2", depth=28),
+        "dit-run": lambda: dit_run("DiT-S/2", depth=28),
+        "diffusers": diffusers_dit,
+        "selection": block_selection,
+        # For an accelerator: python -m benchmarks --name NAME --only device-xl ...
+        "device-xl": lambda: (
+            dit_overhead("DiT-XL/2", batch=32, compute_dtype="bfloat16")
+            | dit_run("DiT-XL/2", batch=32, compute_dtype="bfloat16")
+            | block_selection("DiT-XL/2", batch=32, compute_dtype="bfloat16")
+        ),
         "tree": lambda: tree_figure(_RESULTS / "tree_figure.png"),
     }
     path = _RESULTS / f"{options.name}.json"
     record = json.loads(path.read_text()) if path.exists() else {"results": {}}
-    record["machine"] = machine()
+    # Parts may be taken on different days, or under different load.
+    machines = record.setdefault("machines", {})
     console = Console()
-    for name in options.only or parts:
+    # The last is for accelerators: a CPU would take hours.
+    for name in options.only or [p for p in parts if p != "device-xl"]:
         console.print(f"{name} ...")
+        machines[name] = machine()
         found = parts[name]()
         record["results"].update(found)
         for title, entry in found.items():
