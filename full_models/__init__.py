@@ -2,5 +2,19 @@
 
 from full_models.config import DiTConfig, model_names
 from full_models.dit import DiT, WithVariance
+from full_models.vae import VAEConfig, VAEDecoder, decode_in_chunks, load_vae
+from full_models.weights.export import export_weights
+from full_models.weights.load import load_weights
 
-__all__ = ["DiT", "DiTConfig", "WithVariance", "model_names"]
+__all__ = [
+    "DiT",
+    "DiTConfig",
+    "VAEConfig",
+    "VAEDecoder",
+    "WithVariance",
+    "decode_in_chunks",
+    "export_weights",
+    "load_vae",
+    "load_weights",
+    "model_names",
+]

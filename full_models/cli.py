@@ -11,6 +11,12 @@ import tyro
 
 from full_models.commands.calibrate import Calibrate, calibrate
 from full_models.commands.compare import Compare, compare
+from full_models.commands.digits import (
+    EvaluateDigits,
+    TrainDigits,
+    run_evaluation,
+    run_training,
+)
 from full_models.commands.sample import Sample, sample
 from gmm_guidance.reporter import Reporter
 
@@ -18,12 +24,18 @@ _Command = (
     Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
     | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate", prefix_name=False)]
+    | Annotated[TrainDigits, tyro.conf.subcommand("train-digits", prefix_name=False)]
+    | Annotated[
+        EvaluateDigits, tyro.conf.subcommand("evaluate-digits", prefix_name=False)
+    ]
 )
 
 _RUN: dict[type, Any] = {
     Sample: sample,
     Compare: compare,
     Calibrate: calibrate,
+    TrainDigits: run_training,
+    EvaluateDigits: run_evaluation,
 }
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from full_models.weights.messages import listed
 from full_models.weights.stored import Stored
 from gmm_guidance.checkpoint import named_leaves
 
@@ -21,7 +22,7 @@ Module = TypeVar("Module")
 
 # What differs between a stored tensor and its part of a parameter.
 Transform = Callable[[np.ndarray], np.ndarray]
-_MOST_LISTED = 8
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +110,8 @@ def fill(
         dtype: type of the parameters; float32 by default.
 
     Raises:
-        ValueError: if tensors are missing, unexpected or of another shape, all of which
-            are listed; or if a known one has another value.
+        ValueError: if tensors are missing, unexpected, of another shape or no floating
+            point numbers, all of which are listed; or if a known one has another value.
     """
     check_names(layout, stored, origin)
     for name, known in layout.known.items():
@@ -121,14 +122,19 @@ def fill(
         differing = sorted(leaves.keys() ^ layout.entries.keys())
         raise ValueError(f"the layout and the module disagree on {differing}.")
     arrays = [
-        jnp.asarray(_build(layout.entries[name], leaf.shape, stored, dtype))
+        _on_device(_build(layout.entries[name], leaf.shape, stored, dtype))
         for name, leaf in leaves.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
+def _on_device(array: np.ndarray) -> jax.Array:
+    """One copy, waited for: else several large parameters are held twice at once."""
+    return jax.block_until_ready(jax.device_put(array))
+
+
 def check_names(layout: Layout, stored: Stored, origin: str) -> None:
-    """Refuse tensors that are missing, unexpected or misshapen.
+    """Refuse tensors that are missing, unexpected, misshapen or not floating-point.
 
     Raises:
         ValueError: listing them with expected and found shapes.
@@ -141,12 +147,18 @@ def check_names(layout: Layout, stored: Stored, origin: str) -> None:
         for n, s in expected.items()
         if n in stored and stored[n].shape != s
     ]
+    types = [
+        f"{n} is {t.dtype}"
+        for n, t in stored.items()
+        if n in expected and t.dtype not in _FLOATS
+    ]
     parts = [
-        f"{title}: {_listed(found)}"
+        f"{title}: {listed(found)}"
         for title, found in (
             ("missing", missing),
             ("unexpected", foreign),
             ("of another shape", shapes),
+            (f"of a type other than {', '.join(_FLOATS)}", types),
         )
         if found
     ]
@@ -202,6 +214,12 @@ def _take_apart(row: tuple[Source, ...], array: np.ndarray) -> dict[str, np.ndar
 def _build(
     entry: Entry, shape: tuple[int, ...], stored: Stored, dtype: Any
 ) -> np.ndarray:
+    if not entry.stacked and len(entry.rows[0]) == 1:  # as it is: no second copy
+        (source,) = entry.rows[0]
+        part = np.asarray(source.load(stored[source.name].read()), dtype, order="C")
+        if part.shape != shape:
+            raise ValueError(f"the layout gives {part.shape} where {shape} is needed.")
+        return part
     result = np.empty(shape, dtype)
     for index, row in enumerate(entry.rows):
         place = result[index] if entry.stacked else result
@@ -220,22 +238,16 @@ def _check_known(name: str, known: Known, stored: Stored, origin: str) -> None:
     found = np.asarray(stored[name].read(), np.float32)
     if known.same_as is not None:
         wanted = np.asarray(stored[known.same_as].read(), np.float32)
-        what = known.same_as
+        what, tolerance = f"{known.same_as}, of which it is a copy", 0.0
     elif known.value is not None:
         wanted, what = known.value().reshape(known.shape), "the table of this model"
+        # Half-precision files hold the table rounded.
+        tolerance = 1e-6 if stored[name].dtype in ("F32", "F64") else 1e-2
     else:
         return
-    # Half-precision files hold the table rounded.
-    tolerance = 1e-6 if stored[name].dtype in ("F32", "F64") else 1e-2
     if not np.allclose(found, wanted, rtol=0, atol=tolerance):
         error = float(np.max(np.abs(found - wanted)))
         raise ValueError(
             f"{origin}: {name} must equal {what}, but differs by up to {error:.2g}; "
             f"the file is of another model."
         )
-
-
-def _listed(items: list[str]) -> str:
-    more = len(items) - _MOST_LISTED
-    shown = ", ".join(items[:_MOST_LISTED])
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,136 @@
+"""Training folders: the networks that a run kept, and what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+from flax import nnx
+
+import gmm_guidance
+from full_models.config import DiTConfig
+from full_models.dit import DiT
+from gmm_guidance.checkpoint import load_description, load_tree, save_tree
+from gmm_guidance.files import jsonable, write_text
+
+RUN_FILE = "run.json"
+VERSIONS = {
+    "gmm_guidance": gmm_guidance.__version__,
+    "jax": jax.__version__,
+    "flax": flax.__version__,
+}
+_KIND = "full_models.digits network"
+
+
+def network_path(out: str | os.PathLike, step: int) -> Path:
+    """Where a training folder keeps the network of a step."""
+    return Path(out) / f"step-{step:06d}.safetensors"
+
+
+def save_digits_network(
+    path: str | os.PathLike, network: DiT, step: int, training: dict[str, Any]
+) -> Path:
+    """Write a network with its shape, its step and the configuration of its training.
+
+    Complete or not at all.
+    """
+    description = {
+        "kind": _KIND,
+        "network": dataclasses.asdict(network.config),
+        "training": training,
+        "step": step,
+    }
+    return save_tree(path, network, description)
+
+
+def load_digits_network(path: str | os.PathLike) -> DiT:
+    """The network of a file ``step-<steps>.safetensors``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or holds something else.
+    """
+    description = load_description(path)
+    if description.get("kind") != _KIND:
+        raise ValueError(
+            f"{path} holds no network of the digits but "
+            f"{description.get('kind', 'something unknown')!r}."
+        )
+    config = DiTConfig(**description["network"])
+    shapes = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
+    return load_tree(path, shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsRun:
+    """A finished training folder.
+
+    Attributes:
+        path: the folder.
+        config: configuration of the training, as ``run.json`` has it.
+        steps: kept steps, ascending.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    steps: tuple[int, ...]
+
+    @property
+    def seed(self) -> int:
+        """The training seed."""
+        return self.config["seed"]
+
+    def network(self, step: int) -> DiT:
+        """The averaged network after ``step`` steps.
+
+        Raises:
+            ValueError: if none was kept there.
+        """
+        if step not in self.steps:
+            raise ValueError(
+                f"{self.path} kept no network at step {step}, only at "
+                f"{', '.join(str(s) for s in self.steps)}."
+            )
+        return load_digits_network(network_path(self.path, step))
+
+    def digest(self, step: int) -> str:
+        """Of the bytes of a kept network's file."""
+        return hashlib.sha256(network_path(self.path, step).read_bytes()).hexdigest()
+
+
+def read_run(path: str | os.PathLike) -> DigitsRun:
+    """The run of a training folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if its training did not finish, or the record is damaged.
+    """
+    path = Path(path)
+    record_path = path / RUN_FILE
+    if not record_path.is_file():
+        raise FileNotFoundError(
+            f"no training run in {path} (there is no {RUN_FILE}); train one first."
+        )
+    try:
+        record = json.loads(record_path.read_text())
+        finished, config = record["finished"], record["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{record_path} is damaged ({error!r}); train the run anew."
+        ) from error
+    if not finished:
+        raise ValueError(
+            f"the training in {path} is not finished; give its command again."
+        )
+    return DigitsRun(path, config, tuple(record["steps"]))
+
+
+def write_json(path: str | os.PathLike, record: dict[str, Any]) -> Path:
+    """Write numbers of any kind as JSON; complete or not at all."""
+    return write_text(path, json.dumps(jsonable(record), indent=1) + "\n")

@@ -1,0 +1,143 @@
+"""``export_weights``: a network written in one of the known layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+import safetensors.numpy
+
+from full_models.dit import DiT
+from full_models.weights.diffusers_layout import config_to_diffusers, diffusers_layout
+from full_models.weights.fill import dump
+from full_models.weights.find import DIFFUSERS_FILE
+from full_models.weights.native import (
+    NATIVE,
+    OFFICIAL,
+    describe,
+    native_layout,
+    save_orbax,
+)
+from full_models.weights.official import official_layout
+from gmm_guidance.checkpoint import save_tree
+from gmm_guidance.files import default_mode
+
+ExportLayout = Literal["diffusers", "official", "native", "orbax"]
+
+
+def export_weights(
+    model: DiT,
+    path: str | os.PathLike,
+    layout: ExportLayout = "diffusers",
+    dtype: Any = None,
+) -> Path:
+    """Write a network's weights; complete or not at all.
+
+    ``load_weights`` reads each layout back, exactly, and needs nothing but the path:
+
+    - ``"diffusers"``: a folder for ``DiTTransformer2DModel.from_pretrained``. Its
+      ``config.json`` has ``norm_eps`` 1e-6, and the process under a private key, which
+      diffusers passes over. diffusers 0.42 evaluates it with other time features, see
+      ``full_models.weights.diffusers_layout``.
+    - ``"official"``: one ``.safetensors`` file with the tensors of the published
+      checkpoints, for ``load_state_dict`` of the codes of DiT and SiT.
+    - ``"native"``: one ``.safetensors`` file with the parameters as they are.
+    - ``"orbax"``: a folder with the parameters as they are, by ``orbax-checkpoint``.
+
+    A file is replaced; a folder must be empty or not there.
+
+    Args:
+        model: the network.
+        path: folder, or file ending in ``.safetensors``.
+        layout: one of the above.
+        dtype: type of the tensors; that of the parameters by default.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for an unknown layout, a path that does not suit it or is taken, or
+            a network that it cannot express.
+        TypeError: if the model is no ``DiT``.
+    """
+    if not isinstance(model, DiT):
+        raise TypeError(
+            f"model must be a DiT, got {type(model).__name__}; of a WithVariance, pass "
+            f"its network."
+        )
+    if layout not in get_args(ExportLayout):
+        raise ValueError(
+            f"layout must be one of {', '.join(get_args(ExportLayout))}, got "
+            f"{layout!r}."
+        )
+    path = Path(path)
+    dtype = jnp.dtype(model.labels[...].dtype if dtype is None else dtype)
+    if layout in ("official", "native"):
+        _check_file(path)
+        kind = OFFICIAL if layout == "official" else NATIVE
+        table = (
+            official_layout(model.config)
+            if layout == "official"
+            else native_layout(model)
+        )
+        description = describe(kind, model.config, dtype)
+        return save_tree(path, dump(model, table, dtype), description)
+    with _NewFolder(path) as folder:
+        if layout == "orbax":
+            save_orbax(folder, model, describe(NATIVE, model.config, dtype))
+        else:
+            _write_diffusers(folder, model, dtype)
+    return path
+
+
+def _write_diffusers(folder: Path, model: DiT, dtype: Any) -> None:
+    config = json.dumps(config_to_diffusers(model.config), indent=2, sort_keys=True)
+    tensors = dump(model, diffusers_layout(model.config), dtype)
+    # diffusers refuses files whose header does not name PyTorch.
+    safetensors.numpy.save_file(tensors, folder / DIFFUSERS_FILE, {"format": "pt"})
+    os.chmod(folder / DIFFUSERS_FILE, default_mode())  # safetensors keeps it private
+    (folder / "config.json").write_text(config + "\n")
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(
+            f"the path must be that of a file ending in .safetensors, got {path}; use "
+            f"{path.with_suffix('.safetensors')}, or layout='diffusers' for a folder."
+        )
+
+
+class _NewFolder:
+    """A context that yields a temporary folder and renames it if all went well."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if taken:
+            raise ValueError(
+                f"{path} must be empty or not there, but it is a "
+                f"{'folder with content' if path.is_dir() else 'file'}; choose another "
+                f"place, or delete it first."
+            )
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        name = tempfile.mkdtemp(dir=self.path.parent, prefix=".partial-")
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: Any, *details: Any) -> None:
+        if kind is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            return
+        # Temporary folders start out private; a folder's files must also be reachable.
+        mode = default_mode()
+        os.chmod(self.temporary, mode | (mode & 0o444) >> 2)
+        if self.path.is_dir():
+            self.path.rmdir()
+        os.replace(self.temporary, self.path)
