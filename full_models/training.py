@@ -116,7 +116,7 @@ def train_dit(
     *,
     report: Report | None = None,
     checkpoint: str | os.PathLike | None = None,
-    keep: Callable[[int, DiT], None] | None = None,
+    keep: Callable[[int, DiT], Any] | None = None,
 ) -> DiT:
     """Train a network; returns its averaged weights.
 

@@ -63,7 +63,7 @@ WEAK_RULES = [
 
 # Each is a program of its own: two every day, all in the slow lane.
 SOME = [
-    r if i in (4, 6) else pytest.param(r, marks=pytest.mark.slow)
+    r if i in (4, 6) else pytest.param(r, marks=pytest.mark.ci)
     for i, r in enumerate(WEAK_RULES)
 ]
 

@@ -101,7 +101,7 @@ def test_time_features_by_hand():
     np.testing.assert_allclose(features[64], np.cos(1.0), atol=1e-5)
 
 
-@pytest.mark.parametrize("drops", [[[0]], [[3]], [[1, 2]], [[2], [1]]], ids=str)
+@pytest.mark.parametrize("drops", [[[1, 2]], [[2], [0]]], ids=str)
 def test_shared_passes_are_separate_ones_bit_for_bit(drops):
     network, (x, label) = random_dit(), inputs()
     sigma = jnp.float32(1.3)
@@ -146,6 +146,7 @@ def test_one_program_for_any_blocks_and_scales():
     assert all(np.isfinite(f).all() and f.shape == x.shape for f in found)
 
 
+@pytest.mark.ci
 def test_samples_do_not_depend_on_batches():
     network, _ = random_dit(FLOW), 0
     args = dict(
@@ -175,6 +176,7 @@ def test_bf16_is_near_float32():
     assert error < 3e-2
 
 
+@pytest.mark.ci
 def test_gradients_with_and_without_remat():
     x, label = inputs()
     plain = random_dit()
@@ -199,11 +201,13 @@ def test_gradients_with_and_without_remat():
 def test_learned_variance_comes_along():
     network, (x, label) = random_dit(), inputs()
     both = WithVariance(network)
-    run = jax.jit(
-        lambda b, n: (b(x, 1.0, label), n(x, 1.0, label), n.predict(x, 1.0, label))
-    )
-    out, plain = run(both, network)
-    raw = jax.jit(lambda n: n.predict(x, 1.0, label))(network)
+
+    @jax.jit
+    def run(both, network):
+        predicted = network.predict(x, 1.0, label)
+        return both(x, 1.0, label), network(x, 1.0, label), predicted
+
+    out, plain, raw = run(both, network)
     channels = TINY.in_channels
     np.testing.assert_allclose(out[..., :channels], plain, rtol=1e-6, atol=1e-6)
     raw = raw[..., channels:]

@@ -42,7 +42,7 @@ EVERYDAY = {"quickstart", "own_rule", "own_denoiser"}
 @pytest.mark.parametrize(
     "path",
     [
-        p if p.stem in EVERYDAY else pytest.param(p, marks=pytest.mark.slow)
+        p if p.stem in EVERYDAY else pytest.param(p, marks=pytest.mark.ci)
         for p in EXAMPLES
     ],
     ids=lambda p: p.stem,

@@ -15,7 +15,7 @@ from toy_experiments import explorer
 from toy_experiments.laboratory import Networks, make_mixture, trained
 from toy_experiments.workspace import Workspace
 
-pytestmark = pytest.mark.slow  # it trains; the report's tests use random weights
+pytestmark = pytest.mark.ci  # it trains; the report's tests use random weights
 
 CONFIG = explorer.ExplorerConfig(
     seeds=2,

@@ -17,6 +17,7 @@ from full_models.memory import check_memory, sample_bytes
 
 PIXELS = dataclasses.replace(TINY, in_channels=3)
 SAMPLE = ("--labels", "1,2", "--num", "5", "--steps", "4", "--batch-size", "2")
+SAMPLE += ("--window", "0", "1")  # one segment, which compiles in a third of the time
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,8 @@ def test_record_says_what_repeats_the_run(finished):
     described = record["run"]
     assert described["draw"]["seed"] == 0 and described["guidance"]["s2_scale"] == 0.25
     assert len(described["model"]["weights_sha256"]) == 64
-    # 4 steps of 2 passes, and a shared weak one in the two steps inside the window.
-    rule = gg.S2Guidance(4.0)
+    # 4 steps of 2 passes, and a shared weak one.
+    rule = gg.S2Guidance(4.0, window=None)
     cost = gg.expected_cost(rule, gg.DDPMSteps(4), 4, solver="euler").shared
     assert record["passes_per_image"] == pytest.approx(cost)
     assert record["images_per_second"] > 0
@@ -71,7 +72,7 @@ def test_record_says_what_repeats_the_run(finished):
 
 def test_same_run_in_other_batches_gives_the_same(capsys, weights, finished, tmp_path):
     out = tmp_path / "again"
-    options = [*SAMPLE[:-1], "5"]
+    options = [*SAMPLE, "--batch-size", "5"]
     status, text, _ = run(
         capsys, "sample", "--weights", weights, "--out", out, *options
     )
@@ -135,6 +136,7 @@ def test_full_disk_leaves_nothing(capsys, weights, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 def test_compare_draws_three_rules_of_the_same_seeds(capsys, weights, tmp_path):
     out = tmp_path / "out"
     options = ("--labels", "1,2", "--num", "2", "--steps", "4")
@@ -147,11 +149,12 @@ def test_compare_draws_three_rules_of_the_same_seeds(capsys, weights, tmp_path):
     names = {"unguided", "cfg", "s2"}
     assert set(found) == {"labels", *names, *(f"{n}_images" for n in names)}
     assert (found["cfg"] != found["s2"]).any()
-    assert Image.open(out / "compare.png").size[0] > 300
+    assert np.asarray(Image.open(out / "compare.png")).shape[1] > 300
     rules = json.loads((out / "run.json").read_text())["rules"]
     assert [r["passes_per_image"] for r in rules.values()][:2] == [4, 8]
 
 
+@pytest.mark.ci
 def test_calibrate_ranks_features(capsys, weights, tmp_path):
     rng = np.random.default_rng(0)
     data = tmp_path / "data.npz"
@@ -182,6 +185,7 @@ def test_calibrate_ranks_features(capsys, weights, tmp_path):
     assert status == 2 and '"labels", found samples' in error
 
 
+@pytest.mark.ci
 def test_batches_are_filled_up_and_cut():
     network = random_dit()
     labels = np.array([0, 1, 2, 3, 4])
@@ -217,7 +221,10 @@ def test_batches_that_do_not_fit_are_refused():
         check_memory(TINY, 3, 1, 10**9, available=10**9)
 
 
-@pytest.mark.parametrize("width, tokens", [(64, 16), (128, 64)])
+@pytest.mark.parametrize(
+    "width, tokens",
+    [(64, 16), pytest.param(128, 64, marks=pytest.mark.ci)],
+)
 def test_memory_estimate_is_that_of_the_compiler(width, tokens):
     """Within a factor of two of what XLA allocates for one more sample."""
     config = dataclasses.replace(

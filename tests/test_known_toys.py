@@ -74,6 +74,7 @@ def power(tmp_path_factory):
     return power_distribution.compute(POWER, workspace)
 
 
+@pytest.mark.ci
 def test_variances_of_the_pair_in_closed_form(power):
     """The three laws of Bradley and Nakkiran's counter-example, written out."""
     pair = power[0]["pair"]
@@ -90,6 +91,7 @@ def test_variances_of_the_pair_in_closed_form(power):
         assert tilted["closed_variance"] == pytest.approx(2 / (s + 1))
 
 
+@pytest.mark.ci
 def test_golden_distances(power):
     """W2 of CFG to the tilted law and to p(x | label), from sigma = 80."""
     golden = {
@@ -108,6 +110,7 @@ def test_golden_distances(power):
         np.testing.assert_allclose(found, wanted, atol=0.004)
 
 
+@pytest.mark.ci
 def test_tilted_tail_against_quadrature(power):
     """p(x | 1) p(1 | x)^w at modes N(+-1, 1), where p(1 | x) = 1 / (1 + e^(-2 x))."""
     x = np.linspace(-30, 30, 600_001)
@@ -121,6 +124,7 @@ def test_tilted_tail_against_quadrature(power):
             assert found == pytest.approx(wanted, rel=2e-3, abs=1e-4)
 
 
+@pytest.mark.ci
 def test_mass_left_of_zero_falls_as_the_square_of_the_scale(power):
     fit = power[0]["bounds"]["zero"]["flow_growth"]
     assert fit["upper_slope"] == pytest.approx(fit["lower_slope"], rel=0.1)
@@ -134,6 +138,7 @@ def test_growth_of_known_curves():
     )
 
 
+@pytest.mark.ci
 def test_power_distribution_draws(power):
     names = draws_and_says(power_distribution.EXPERIMENT, POWER, *power)
     assert names == {"figure"}
@@ -159,6 +164,7 @@ def test_autoguidance_toy(workspace):
     assert names == {"figure", "figure_paths"}
 
 
+@pytest.mark.ci
 def test_branch_mass_against_counting():
     """Branches far apart compared with their width: count samples by their branch."""
     judge = autoguidance_toy._Judge(TREE, TREE.mixture())
@@ -199,6 +205,7 @@ def test_cfg_zero_toy(workspace):
     assert names == {"figure"}
 
 
+@pytest.mark.ci
 def test_a_zero_first_step_only_starts_later():
     """In the clock of the flow x_t stays; as x / alpha it shrinks with 1 + sigma."""
     mixture = gg.presets.four_corners()

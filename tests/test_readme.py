@@ -19,10 +19,10 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "path",
-    # The guides train networks of their own: they run in the slow lane, and in CI.
-    [GUIDES[0], *(pytest.param(g, marks=pytest.mark.slow) for g in GUIDES[1:])],
+    GUIDES,
     ids=relative,
 )
 def test_code_blocks_run_and_print_what_they_say(path, capsys, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ PANELS = {
     "field": ("level", "scale", "omega"),
 }
 TITLES = {"level": "noise level σ", "scale": "CFG scale λ", "omega": "S² scale ω"}
+pytestmark = pytest.mark.ci  # a minute
 SLIDERS = [(panel, slider) for panel, names in PANELS.items() for slider in names]
 
 

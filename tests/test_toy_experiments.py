@@ -46,6 +46,7 @@ def results(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.ci
 def test_run_writes_figures_numbers_and_data(results):
     folder = results / "score_fields"
     record = json.loads((folder / "metrics.json").read_text())
@@ -65,6 +66,7 @@ def test_run_writes_figures_numbers_and_data(results):
     assert not list(results.rglob(".partial-*"))
 
 
+@pytest.mark.ci
 def test_departures_are_those_of_the_fields(results):
     """The error split of the record is consistent with itself: a triangle holds."""
     record = json.loads((results / "score_fields" / "metrics.json").read_text())
@@ -77,6 +79,7 @@ def test_departures_are_those_of_the_fields(results):
         assert bias[0] == bias[1] > 0  # the rule's bias knows no training seed
 
 
+@pytest.mark.ci
 def test_redrawing_needs_no_computation(results, capsys):
     figure = results / "score_fields" / "figure_well.png"
     before = figure.read_bytes()
@@ -86,6 +89,7 @@ def test_redrawing_needs_no_computation(results, capsys):
     assert str(figure) in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_a_second_run_reuses_the_networks(results):
     stored = sorted((results / "cells").glob("networks-*.safetensors"))
     stamps = [p.stat().st_mtime_ns for p in stored]
@@ -93,6 +97,7 @@ def test_a_second_run_reuses_the_networks(results):
     assert [p.stat().st_mtime_ns for p in stored] == stamps and stored
 
 
+@pytest.mark.ci
 def test_damaged_networks_are_trained_again(results):
     (stored,) = (results / "cells").glob("networks-*.safetensors")
     good = stored.read_bytes()
@@ -133,7 +138,7 @@ def test_unknown_option_is_an_error(tmp_path, capsys):
     assert "no-such" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_interrupted_run_resumes(tmp_path):
     """A real process, interrupted while it trains, goes on from its checkpoint."""
     long = [*FIELDS]
