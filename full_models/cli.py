@@ -43,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
         command: Any = tyro.cli(
-            _Command,  # type: ignore[arg-type]
+            _Command,
             prog="full-models",
             description="Diffusion transformers under S²-Guidance.",
+            config=(tyro.conf.OmitArgPrefixes,),
             args=None if arguments is None else list(arguments),
         )
         with Reporter() as reporter:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
@@ -20,14 +19,12 @@ from full_models.fingerprint import fingerprint
 from full_models.run_folder import RunFolder
 from gmm_guidance.reporter import Reporter
 
-Flat = tyro.conf.OmitArgPrefixes
-
 
 @dataclasses.dataclass(frozen=True)
 class Calibrate:
     """Measure, on real data, how well CFG and each dropped block point at the error."""
 
-    model: Flat[ModelOptions]
+    model: ModelOptions
     data: Path
     """.npz with "samples" [n, H, W, C] (latents scaled as the model has them) and
     "labels" [n]; preferably data that the model was not trained on."""
@@ -81,7 +78,7 @@ def calibrate(config: Calibrate, reporter: Reporter) -> list[Path]:
         figure = calibration_figure(found)
         figure.savefig(folder.path / "calibration.png", dpi=200)
         plt.close(figure)
-        ranking = [
+        ranking: list[dict[str, Any]] = [
             {"feature": gg.feature_name(f), "removed": gain, "standard_error": error}
             for f, gain, error in found.ranking()
         ]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
@@ -24,7 +23,6 @@ from full_models.labels import label_name
 from full_models.run_folder import RunFolder
 from gmm_guidance.reporter import Reporter
 
-Flat = tyro.conf.OmitArgPrefixes
 _INCHES = 1.1  # of one image
 
 
@@ -32,13 +30,13 @@ _INCHES = 1.1  # of one image
 class Compare:
     """Draw the same seeds without guidance, under CFG and under S², side by side."""
 
-    model: Flat[ModelOptions]
+    model: ModelOptions
     out: Path
     """Output directory; absent or empty."""
     vae: Path | None = None
     """Folder or file of the VAE (diffusers). Without it latents stay latents."""
-    draw: Flat[DrawOptions] = DrawOptions(num=6)
-    guidance: Flat[GuidanceOptions] = GuidanceOptions()
+    draw: DrawOptions = DrawOptions(num=6)
+    guidance: GuidanceOptions = GuidanceOptions()
 
 
 def compare(config: Compare, reporter: Reporter) -> list[Path]:

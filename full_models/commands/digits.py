@@ -5,13 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import tyro
-
 from full_models.digits.evaluate import DigitsEvaluation, evaluate_digits
 from full_models.digits.train import DigitsTraining, train_digits
 from gmm_guidance.reporter import Reporter
-
-Flat = tyro.conf.OmitArgPrefixes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +16,7 @@ class TrainDigits:
 
     out: Path
     """Output directory."""
-    training: Flat[DigitsTraining] = DigitsTraining()
+    training: DigitsTraining = DigitsTraining()
     quick: bool = False
     """A narrow network for a few seconds, to see that all works; other options but
     the seed are ignored."""
@@ -32,7 +28,7 @@ class EvaluateDigits:
 
     out: Path
     """Output directory; an interrupted evaluation goes on there."""
-    evaluation: Flat[DigitsEvaluation] = DigitsEvaluation()
+    evaluation: DigitsEvaluation = DigitsEvaluation()
     quick: bool = False
     """The last network of the first run and few settings; other options are ignored."""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from full_models.commands.drawing import (
     Drawn,
@@ -24,20 +23,18 @@ from full_models.labels import label_name
 from full_models.run_folder import RunFolder
 from gmm_guidance.reporter import Reporter
 
-Flat = tyro.conf.OmitArgPrefixes
-
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Draw images of a DiT or SiT: a grid, single PNGs, samples.npz and run.json."""
 
-    model: Flat[ModelOptions]
+    model: ModelOptions
     out: Path
     """Output directory; absent or empty."""
     vae: Path | None = None
     """Folder or file of the VAE (diffusers). Without it latents stay latents."""
-    draw: Flat[DrawOptions] = DrawOptions()
-    guidance: Flat[GuidanceOptions] = GuidanceOptions()
+    draw: DrawOptions = DrawOptions()
+    guidance: GuidanceOptions = GuidanceOptions()
 
 
 def sample(config: Sample, reporter: Reporter) -> list[Path]:
