@@ -236,7 +236,8 @@ def _compiling_first(
 ) -> list[tuple[Setting, DigitsRun]]:
     """One item of each program first, so that two workers do not compile the same."""
     programs: set[tuple[str, bool]] = set()
-    first, rest = [], []
+    first: list[tuple[Setting, DigitsRun]] = []
+    rest: list[tuple[Setting, DigitsRun]] = []
     for setting, run in items:
         program = (setting.rule, setting.scale == 1.0)
         (rest if program in programs else first).append((setting, run))

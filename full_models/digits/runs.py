@@ -11,12 +11,10 @@ from typing import Any
 
 import flax
 import jax
-from flax import nnx
 
 import gmm_guidance
-from full_models.config import DiTConfig
 from full_models.dit import DiT
-from gmm_guidance.checkpoint import load_description, load_tree, save_tree
+from full_models.weights.load import load_weights
 from gmm_guidance.files import jsonable, write_text
 
 RUN_FILE = "run.json"
@@ -25,46 +23,11 @@ VERSIONS = {
     "jax": jax.__version__,
     "flax": flax.__version__,
 }
-_KIND = "full_models.digits network"
 
 
 def network_path(out: str | os.PathLike, step: int) -> Path:
     """Where a training folder keeps the network of a step."""
     return Path(out) / f"step-{step:06d}.safetensors"
-
-
-def save_digits_network(
-    path: str | os.PathLike, network: DiT, step: int, training: dict[str, Any]
-) -> Path:
-    """Write a network with its shape, its step and the configuration of its training.
-
-    Complete or not at all.
-    """
-    description = {
-        "kind": _KIND,
-        "network": dataclasses.asdict(network.config),
-        "training": training,
-        "step": step,
-    }
-    return save_tree(path, network, description)
-
-
-def load_digits_network(path: str | os.PathLike) -> DiT:
-    """The network of a file ``step-<steps>.safetensors``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or holds something else.
-    """
-    description = load_description(path)
-    if description.get("kind") != _KIND:
-        raise ValueError(
-            f"{path} holds no network of the digits but "
-            f"{description.get('kind', 'something unknown')!r}."
-        )
-    config = DiTConfig(**description["network"])
-    shapes = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
-    return load_tree(path, shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +60,7 @@ class DigitsRun:
                 f"{self.path} kept no network at step {step}, only at "
                 f"{', '.join(str(s) for s in self.steps)}."
             )
-        return load_digits_network(network_path(self.path, step))
+        return load_weights(network_path(self.path, step))
 
     def digest(self, step: int) -> str:
         """Of the bytes of a kept network's file."""

@@ -16,11 +16,11 @@ from full_models.digits.runs import (
     RUN_FILE,
     VERSIONS,
     network_path,
-    save_digits_network,
     write_json,
 )
 from full_models.digits.sheets import training_sheet
 from full_models.training import DiTTraining, train_dit
+from full_models.weights.export import export_weights
 from gmm_guidance.checkpoint import differences, load_description
 from gmm_guidance.files import jsonable
 from gmm_guidance.reporter import Reporter
@@ -147,8 +147,8 @@ def train_digits(config: DigitsTraining, out: Path, reporter: Reporter) -> list[
             config.training(),
             report=report,
             checkpoint=checkpoint,
-            keep=lambda step, average: save_digits_network(
-                network_path(out, step), average, step, record["config"]
+            keep=lambda step, average: export_weights(
+                average, network_path(out, step), "native"
             ),
         )
     reporter.say("sampling a sheet")
