@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 _GAP = 2  # pixels between the images of a grid
+_SMALLEST = 64  # side of an image in a grid; smaller ones are enlarged
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
@@ -16,7 +17,12 @@ def save_png(path: Path, image: np.ndarray) -> None:
 
 
 def make_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images ``[n, H, W, C]`` in rows, on white, uint8: ``[H', W', C]``."""
+    """Images ``[n, H, W, C]`` in rows, on white, uint8: ``[H', W', C]``.
+
+    Images too small to be seen are enlarged, each pixel to a square.
+    """
+    factor = max(1, _SMALLEST // max(images.shape[1:3]))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     n, height, width, channels = images.shape
     rows = -(-n // columns)
     shape = (

@@ -34,6 +34,9 @@ _CHOOSING, _SCORING = 0, 1  # sampling keys
 _SHEET_ROWS = 2
 
 
+_FEWEST = 100  # samples: some of every class
+
+
 @dataclasses.dataclass(frozen=True)
 class DigitsEvaluation:
     """Evaluation of guidance rules on trained networks.
@@ -68,10 +71,10 @@ class DigitsEvaluation:
     sheet_weight: float = 0.25
 
     def __post_init__(self):
-        if not 20 <= self.num_samples <= HELD_OUT:
+        if not _FEWEST <= self.num_samples <= HELD_OUT:
             raise ValueError(
-                f"num_samples must be from 20 to {HELD_OUT}, the number of held-out "
-                f"images, got {self.num_samples}."
+                f"num_samples must be from {_FEWEST} to {HELD_OUT}, the number of "
+                f"held-out images, got {self.num_samples}."
             )
         if self.solver not in ("dpmpp_2m", "heun"):
             raise ValueError(

@@ -38,15 +38,18 @@ def decode_in_chunks(
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
-    size = min(chunk_size, len(latents))
-    parts = []
-    for start in range(0, len(latents), size):
+    latents = np.asarray(latents)
+    images = np.empty(decoder.image_shape(latents.shape), np.uint8)
+    total = len(images)
+    size = min(chunk_size, max(total, 1))
+    for start in range(0, total, size):
         chunk = latents[start : start + size]
         count = len(chunk)
         if count < size:
             filling = np.zeros((size - count, *chunk.shape[1:]), chunk.dtype)
             chunk = np.concatenate([chunk, filling])
-        parts.append(to_uint8(np.asarray(_decode(decoder, chunk))[:count]))
+        decoded = np.asarray(_decode(decoder, chunk))
+        images[start : start + count] = to_uint8(decoded[:count])
         if progress is not None:
-            progress(start + count, len(latents))
-    return np.concatenate(parts)
+            progress(start + count, total)
+    return images

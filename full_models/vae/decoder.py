@@ -86,6 +86,22 @@ class VAEDecoder(nnx.Module):
         self.norm_out = GroupNorm(outwards[-1], config.norm_num_groups)
         self.conv_out = Conv(outwards[-1], config.out_channels, 3, dtype, rngs=rngs)
 
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Shape of the images of latents of a shape.
+
+        Raises:
+            ValueError: for another number of axes or channels.
+        """
+        channels = self.config.latent_channels
+        if len(shape) != 4 or shape[-1] != channels:
+            raise ValueError(
+                f"latents must have shape [n, h, w, {channels}], channels last, got "
+                f"{shape}."
+            )
+        n, height, width, _ = shape
+        factor = self.config.upscaling
+        return n, factor * height, factor * width, self.config.out_channels
+
     def decode(self, latents: jax.Array) -> jax.Array:
         """Images of latents.
 
@@ -98,14 +114,10 @@ class VAEDecoder(nnx.Module):
         Raises:
             ValueError: for another number of axes or channels.
         """
-        channels = self.config.latent_channels
-        if latents.ndim != 4 or latents.shape[-1] != channels:
-            raise ValueError(
-                f"latents must have shape [n, h, w, {channels}], channels last, got "
-                f"{latents.shape}."
-            )
+        self.image_shape(latents.shape)
         x = latents.astype(jnp.float32) / self.config.scaling_factor
-        x = x + self.config.shift_factor
+        if self.config.shift_factor is not None:
+            x = x + self.config.shift_factor
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
         x = self.mid(self.conv_in(x))

@@ -21,6 +21,12 @@ _FILES = (
     "diffusion_pytorch_model.fp16.safetensors",
 )
 _UNREAD = ("encoder.", "quant_conv.")
+# What names start with in checkpoints of CompVis: of a whole model, of the VAE alone.
+_COMPVIS = ("first_stage_model.", "decoder.mid.", "decoder.up.")
+_REMEDY = (
+    "read it by diffusers' AutoencoderKL (from_single_file, or from_pretrained for its "
+    "own folders) and write it by save_pretrained"
+)
 # Attention maps as CompVis called them, and diffusers before 2023.
 _OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _ATTENTION = "decoder.mid_block.attentions.0."
@@ -45,21 +51,23 @@ def load_vae(
         ValueError: if it is damaged, of another layout, or has tensors that are
             missing, unexpected or of another shape, which are listed.
     """
+    config = VAEConfig(compute_dtype=compute_dtype)
     file = _find(Path(path))
     described = file.parent / "config.json"
     if described.is_file():
         try:
             found = json.loads(described.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{described} is damaged ({error}).") from error
-        config = VAEConfig.from_diffusers(found, compute_dtype)
-    else:
-        config = VAEConfig(compute_dtype=compute_dtype)
+        try:
+            config = VAEConfig.from_diffusers(found, compute_dtype)
+        except ValueError as error:
+            raise ValueError(f"{described}: {error}") from error
     stored = read_safetensors(file)
-    if any(name.startswith("first_stage_model.") for name in stored):
+    if any(name.startswith(_COMPVIS) for name in stored):
         raise ValueError(
-            f"{file} is a whole checkpoint in the layout of CompVis; convert it to "
-            f"diffusers' layout first, or take the vae folder of a diffusers pipeline."
+            f"{file} has the layout of CompVis; {_REMEDY}, or take the folder vae of a "
+            f"diffusers pipeline."
         )
     tensors = {n: t for n, t in stored.items() if not n.startswith(_UNREAD)}
     abstract = jax.eval_shape(lambda: VAEDecoder(config, rngs=nnx.Rngs(0)))
@@ -97,13 +105,19 @@ def vae_layout(config: VAEConfig, stored: Stored) -> Layout:
 
 def _find(path: Path) -> Path:
     if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ValueError(
+                f"the VAE must be a .safetensors file or a folder of diffusers, got "
+                f"{path}; {_REMEDY}."
+            )
         return path
     for folder in (path, path / "vae"):
         for name in _FILES:
             if (folder / name).is_file():
                 return folder / name
     raise FileNotFoundError(
-        f"no autoencoder at {path}: expected {_FILES[0]} there or in its subfolder vae."
+        f"no autoencoder at {path}: expected {_FILES[0]} there or in its subfolder "
+        f"vae. If it has another format, {_REMEDY}."
     )
 
 
