@@ -24,6 +24,7 @@ from benchmarks.smalldiffusion_speed import smalldiffusion_speed
 from benchmarks.training_speed import exact_target_training
 from benchmarks.tree_figure import tree_figure
 
+_ONE_BLOCK = ((1, 1),)
 _RESULTS = Path(__file__).parent / "results"
 
 
@@ -41,12 +42,12 @@ def main() -> None:
         "s2": s2_overhead,
         "distances": distances,
         "smalldiffusion": smalldiffusion_speed,
-        "dit-s": dit_overhead,
-        "dit-b": lambda: dit_overhead("DiT-B/2", batch=1, repeats=1),
-        "dit-l": lambda: dit_overhead("DiT-L/2", batch=1, repeats=1),
-        "dit-xl": lambda: dit_overhead("DiT-XL/2", batch=1, repeats=1),
         "dit-deep": lambda: dit_overhead("DiT-S/2", depth=28),
-        "dit-run": lambda: dit_run("DiT-S/2", depth=28),
+        "dit-s": lambda: dit_overhead("DiT-S/2", batch=2, cases=_ONE_BLOCK),
+        "dit-b": lambda: dit_overhead("DiT-B/2", repeats=2, cases=_ONE_BLOCK),
+        "dit-l": lambda: dit_overhead("DiT-L/2", repeats=1, cases=_ONE_BLOCK),
+        "dit-xl": lambda: dit_overhead("DiT-XL/2", repeats=1, cases=_ONE_BLOCK),
+        "dit-run": lambda: dit_run("DiT-S/2", batch=1, repeats=2, depth=28),
         "diffusers": diffusers_dit,
         "selection": block_selection,
         # For an accelerator: python -m benchmarks --name NAME --only device-xl ...
