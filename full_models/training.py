@@ -134,7 +134,7 @@ def train_dit(
         checkpoint: file to resume from if it exists, and to keep up to date; removed at
             the end. Continued training equals uninterrupted training bit for bit.
         keep: called with the step and the averaged network at each of
-            ``training.kept_steps``, again for those before the checkpoint on resuming.
+            ``training.kept_steps``; on resuming, for those from the checkpoint on.
 
     Raises:
         ValueError: for data of other shapes, labels out of range, or a checkpoint that
@@ -147,6 +147,8 @@ def train_dit(
     step = 0
     if checkpoint is not None and Path(checkpoint).exists():
         step, state = _resume(checkpoint, description, state)
+        if keep is not None and step in training.kept_steps:
+            keep(step, state.average)  # what was interrupted may have been this
     data = jnp.asarray(samples), jnp.asarray(labels)
     saved = time.monotonic()
     try:

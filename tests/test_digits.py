@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,12 +14,20 @@ pytest.importorskip("sklearn", reason="needs the digits extra: scikit-learn")
 
 from full_models import load_weights
 from full_models.digits import train as train_module
+from full_models.digits.comparison import (
+    at_the_same_scale,
+    best_settings,
+    difference,
+)
 from full_models.digits.data import HELD_OUT, load_digits
 from full_models.digits.evaluate import DigitsEvaluation, evaluate_digits
 from full_models.digits.features import digits_classifier
 from full_models.digits.measures import MEASURES, Measure
+from full_models.digits.page import BEGIN, END, write_page
+from full_models.digits.rules import Setting, settings
 from full_models.digits.runs import network_path, read_run
 from full_models.digits.train import DigitsTraining, train_digits
+from gmm_guidance.checkpoint import load_description
 from gmm_guidance.reporter import Reporter
 
 TINY = DigitsTraining(
@@ -127,6 +139,80 @@ def test_interrupted_training_goes_on_exactly(runs, tmp_path, monkeypatch):
         assert found == wanted
 
 
+_SLOW_TRAINING = """
+import sys, time
+from pathlib import Path
+from full_models import training
+from full_models.digits import train
+from gmm_guidance.reporter import Reporter
+
+training._CHECKPOINT_SECONDS = 0.0
+append = train._append
+
+def slowly(path, progress):
+    append(path, progress)
+    time.sleep(1.0)
+
+train._append = slowly
+config = train.DigitsTraining(
+    width=16, depth=3, num_heads=2, steps=60, batch_size=16, snapshots=(20,)
+)
+with Reporter() as reporter:
+    train.train_digits(config, Path(sys.argv[1]), reporter)
+"""
+
+
+@pytest.mark.slow
+def test_killed_training_goes_on_exactly(runs, tmp_path):
+    """A process that had no time to say goodbye."""
+    process = subprocess.Popen([sys.executable, "-c", _SLOW_TRAINING, str(tmp_path)])
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    deadline = time.monotonic() + 240
+    while not (checkpoint.exists() and load_description(checkpoint)["step"] >= 20):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not network_path(tmp_path, 60).exists()
+    with (tmp_path / "progress.jsonl").open("a") as file:
+        file.write('\n{"step": 4')  # a line that the kill cut off
+    with Reporter() as reporter:
+        train_digits(TINY, tmp_path, reporter)
+    for step in (20, 60):
+        found, wanted = (
+            network_path(p, step).read_bytes() for p in (tmp_path, runs[0])
+        )
+        assert found == wanted
+    records = [json.loads((p / "run.json").read_text()) for p in (tmp_path, runs[0])]
+    assert records[0]["loss"] == records[1]["loss"]
+
+
+def test_a_lost_snapshot_is_trained_again(runs, tmp_path, monkeypatch):
+    """A checkpoint beyond a network that is not there cannot bring it back."""
+    append = train_module._append
+
+    def stop(path, progress):
+        append(path, progress)
+        if progress.step == 20:  # before the network of step 20 is written
+            raise KeyboardInterrupt
+
+    with Reporter() as reporter:
+        monkeypatch.setattr(train_module, "_append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_digits(TINY, tmp_path, reporter)
+        assert not network_path(tmp_path, 20).exists()
+        monkeypatch.setattr(train_module, "_append", append)
+        train_digits(TINY, tmp_path, reporter)
+    found, wanted = (network_path(p, 20).read_bytes() for p in (tmp_path, runs[0]))
+    assert found == wanted
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"gmm-guidance\[digits\]"):
+        load_digits()
+
+
 @pytest.mark.slow
 def test_evaluation_of_all_rules(runs, tmp_path):
     config = dataclasses.replace(EVALUATION, runs=tuple(runs))
@@ -150,6 +236,12 @@ def test_evaluation_of_all_rules(runs, tmp_path):
         for setting in entry["settings"]:
             values = [setting[name]["mean"] for name in MEASURES]
             assert np.isfinite(values).all() and len(setting["frechet"]["runs"]) == 2
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    assert all(p.stat().st_size < 200_000 for p in write_page(tmp_path, page))
+    text = page.read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
+    assert "**20 training steps.**" in text and "**60 training steps.**" in text
 
 
 def test_runs_that_do_not_belong_together(runs, tmp_path):
@@ -167,6 +259,13 @@ def test_runs_that_do_not_belong_together(runs, tmp_path):
             evaluate(runs=(tmp_path / "nowhere",))
         with pytest.raises(ValueError, match=r"no network was kept at \[30\]"):
             evaluate(runs=(runs[0],), lengths=(30,))
+        other = tmp_path / "wider"
+        shutil.copytree(runs[1], other)
+        record = json.loads((other / "run.json").read_text())
+        record["config"]["width"] = 32
+        (other / "run.json").write_text(json.dumps(record))
+        with pytest.raises(ValueError, match="no repetition of .*: width is 32"):
+            evaluate(runs=(runs[0], other))
     with pytest.raises(ValueError, match="from 100 to 540"):
         DigitsEvaluation(num_samples=1000)
     with pytest.raises(ValueError, match="1 .off. among them"):
@@ -176,3 +275,60 @@ def test_runs_that_do_not_belong_together(runs, tmp_path):
 def test_networks_are_weights_like_any_other(runs):
     network = load_weights(network_path(runs[0], 60))
     assert network.sample_shape == (8, 8, 1) and network.config.process == "flow"
+
+
+def run_values(*numbers):
+    return [{"frechet": x, "accuracy": 0.9} for x in numbers]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "wanted"),
+    [
+        ((1.0, 2.0, 3.0), (1.5, 2.51, 3.49), "closer"),
+        ((1.5, 2.51, 3.49), (1.0, 2.0, 3.0), "farther"),
+        ((1.0, 2.0, 3.0), (0.5, 2.5, 3.5), "undecided"),
+        ((1.0,), (2.0,), "undecided"),  # one run decides nothing
+    ],
+)
+def test_verdicts_are_of_paired_differences(ours, theirs, wanted):
+    """Runs differ by much more than rules: unpaired, none of these would be decided."""
+    found = difference(run_values(*ours), run_values(*theirs))
+    assert found["verdict"] == wanted
+    wanted_mean = np.mean(np.subtract(ours, theirs))
+    assert found["frechet"]["mean"] == pytest.approx(wanted_mean)
+
+
+def test_best_settings_and_their_references():
+    """The least mean distance wins; best CFG that is off is not set against itself."""
+    grid = settings((1.0, 2.0), (0.25, 0.5), has_weak_network=False)
+    table = {
+        Setting("no guidance"): (1.0, 1.2),
+        Setting("CFG", 2.0): (0.9, 1.5),
+        Setting("S²", 1.0, 0.25): (0.8, 1.0),
+        Setting("S²", 1.0, 0.5): (0.5, 1.5),
+    }
+
+    def values(setting):
+        return run_values(*table.get(setting, (3.0, 3.0)))
+
+    best = best_settings(grid, values)
+    assert "AutoGuidance" not in best and best["CFG"] == Setting("no guidance")
+    assert best["S²"] == Setting("S²", 1.0, 0.25)
+    same = {
+        (e["rule"], e["scale"], e["weight"]): e for e in at_the_same_scale(grid, values)
+    }
+    assert same["S²", 1.0, 0.5]["frechet"]["runs"] == pytest.approx([-0.5, 0.3])
+    assert same["SkipLayer", 2.0, 0.5]["frechet"]["runs"] == pytest.approx([2.1, 1.5])
+
+
+def test_damaged_record_and_page_without_marks(runs, tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        read_run(tmp_path)
+    with Reporter() as reporter, pytest.raises(ValueError, match="damaged"):
+        train_digits(TINY, tmp_path, reporter)
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match="must hold the lines"):
+        write_page(tmp_path, page)

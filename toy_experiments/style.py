@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import matplotlib
 
@@ -18,41 +17,30 @@ from matplotlib.ticker import (  # noqa: E402
     NullLocator,
 )
 
-# Okabe and Ito's palette, told apart by colour-blind readers; truth is grey.
-TRUTH = "#9a9a9a"
-COLOURS = {
-    "unguided": "#000000",
-    "cfg": "#d55e00",
-    "autoguidance": "#0072b2",
-    "naive_s2": "#cc79a7",
-    "s2": "#009e73",
-}
+from gmm_guidance.palette import (  # noqa: E402
+    COLOURS,
+    COLUMN_WIDTH,
+    FIGURE_SETTINGS,
+    PAGE_WIDTH,
+    TRUTH,
+)
+
+__all__ = [
+    "COLOURS",
+    "COLUMN_WIDTH",
+    "DIVERGING",
+    "PAGE_WIDTH",
+    "REGIME_COLOURS",
+    "SEQUENTIAL",
+    "TRUTH",
+    "figure_style",
+    "plain_ticks",
+    "step_axis",
+]
+
 REGIME_COLOURS = {"exact": "#000000", "under": "#d55e00", "well": "#0072b2"}
 SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"  # lower is better: purple below zero, orange above
-COLUMN_WIDTH = 3.4  # inches, of a two-column page
-PAGE_WIDTH = 7.0
-
-_RC: dict[str, Any] = {
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 7,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.1,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "savefig.dpi": 220,
-    "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.04,
-    "figure.constrained_layout.use": True,
-    "pdf.fonttype": 42,
-}
 
 
 def step_axis(ax: Axes, steps: Sequence[int]) -> None:
@@ -73,7 +61,7 @@ def plain_ticks(ax: Axes) -> None:
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Draw in the common style; closes the figures made inside afterwards."""
-    with plt.rc_context(_RC):  # type: ignore[arg-type]
+    with plt.rc_context(FIGURE_SETTINGS):  # type: ignore[arg-type]
         try:
             yield
         finally:

@@ -84,7 +84,7 @@ def best_against_cfg(best: dict[str, Setting], values: Values) -> list[Entry]:
     for rule, setting in best.items():
         entry: Entry = {"rule": rule, "scale": setting.scale, "weight": setting.weight}
         entry |= measures_over_runs(values(setting))
-        if rule != CFG:
+        if setting != best[CFG]:  # both may be no guidance: nothing to compare
             entry["minus_cfg"] = difference(values(setting), reference)
         result.append(entry)
     return result

@@ -19,7 +19,7 @@ from full_models.digits.comparison import (
 )
 from full_models.digits.data import HELD_OUT, Digits, load_digits
 from full_models.digits.evaluation_figures import write_figures
-from full_models.digits.evaluation_table import write_table
+from full_models.digits.evaluation_table import summary, write_table
 from full_models.digits.features import digits_classifier
 from full_models.digits.measures import Measure
 from full_models.digits.rules import RULES, Setting, settings
@@ -187,8 +187,8 @@ def evaluate_digits(
     written = [write_json(out / "metrics.json", record), write_table(out, record)]
     blocks = _sheet(config, store, runs[0], lengths[-1], digits)
     written += write_figures(out, record, blocks)
-    for path in written:
-        reporter.say(f"  {path}")
+    for line in [*summary(record), *(str(path) for path in written)]:
+        reporter.say(f"  {line}")
     return written
 
 

@@ -41,7 +41,7 @@ def write_figures(
 ) -> list[Path]:
     """Draw the numbers of ``metrics.json``, as PNG and PDF, and the sheet as PNG."""
     written = []
-    with _style():
+    with figure_style():
         figures = {
             "figure_scales": draw_scales(record),
             "figure_weights": draw_weights(record),
@@ -235,7 +235,8 @@ def _plain_ticks(axis: Any) -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
+    """Draw in the common style; closes the figures made inside afterwards."""
     with plt.rc_context(FIGURE_SETTINGS):  # type: ignore[arg-type]
         try:
             yield

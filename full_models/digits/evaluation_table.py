@@ -20,7 +20,7 @@ def write_table(out: Path, record: Record) -> Path:
 
 def table(record: Record) -> str:
     """All tables, in Markdown."""
-    parts = ["# Guidance on the digits", _note(record)]
+    parts = ["# Guidance on the digits", note(record)]
     for entry in record["lengths"]:
         parts += [
             f"## {entry['length']} training steps",
@@ -101,7 +101,8 @@ def summary(record: Record) -> list[str]:
     return lines
 
 
-def _note(record: Record) -> str:
+def note(record: Record) -> str:
+    """How the numbers were made, for the reader of a table."""
     config, runs = record["config"], record["runs"]
     training = runs[0]["training"]
     seeds = ", ".join(str(run["training"]["seed"]) for run in runs)

@@ -201,13 +201,14 @@ def _discard_useless(checkpoint: Path, out: Path, steps: tuple[int, ...]) -> Non
     if not checkpoint.exists():
         return
     reached = load_description(checkpoint).get("step", 0)
-    if any(s <= reached and not network_path(out, s).exists() for s in steps):
+    if any(s < reached and not network_path(out, s).exists() for s in steps):
         checkpoint.unlink()
 
 
 def _append(path: Path, progress: TrainingProgress) -> None:
     with path.open("a") as file:
-        file.write(json.dumps(progress._asdict()) + "\n")
+        # The end of line first: a process killed while writing spoils its own alone.
+        file.write("\n" + json.dumps(progress._asdict()))
 
 
 def _read_progress(path: Path) -> list[dict[str, float]]:
