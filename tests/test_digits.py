@@ -99,6 +99,7 @@ def runs(tmp_path_factory):
     return [folder / "run0", folder / "run1"]
 
 
+@pytest.mark.ci
 def test_training_leaves_networks_a_record_and_a_sheet(runs, capsys):
     record = json.loads((runs[0] / "run.json").read_text())
     assert record["finished"] and record["steps"] == [20, 60]
@@ -115,6 +116,7 @@ def test_training_leaves_networks_a_record_and_a_sheet(runs, capsys):
     assert network_path(runs[0], 60).stat().st_mtime_ns == before
 
 
+@pytest.mark.ci
 def test_interrupted_training_goes_on_exactly(runs, tmp_path, monkeypatch):
     append = train_module._append
 
@@ -187,6 +189,7 @@ def test_killed_training_goes_on_exactly(runs, tmp_path):
     assert records[0]["loss"] == records[1]["loss"]
 
 
+@pytest.mark.ci
 def test_a_lost_snapshot_is_trained_again(runs, tmp_path, monkeypatch):
     """A checkpoint beyond a network that is not there cannot bring it back."""
     append = train_module._append
@@ -244,6 +247,7 @@ def test_evaluation_of_all_rules(runs, tmp_path):
     assert "**20 training steps.**" in text and "**60 training steps.**" in text
 
 
+@pytest.mark.ci
 def test_runs_that_do_not_belong_together(runs, tmp_path):
     with Reporter() as reporter:
 
@@ -272,6 +276,7 @@ def test_runs_that_do_not_belong_together(runs, tmp_path):
         DigitsEvaluation(scales=(1.5,))
 
 
+@pytest.mark.ci
 def test_networks_are_weights_like_any_other(runs):
     network = load_weights(network_path(runs[0], 60))
     assert network.sample_shape == (8, 8, 1) and network.config.process == "flow"
@@ -321,6 +326,7 @@ def test_best_settings_and_their_references():
     assert same["SkipLayer", 2.0, 0.5]["frechet"]["runs"] == pytest.approx([2.1, 1.5])
 
 
+@pytest.mark.ci
 def test_damaged_record_and_page_without_marks(runs, tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+pytestmark = pytest.mark.ci
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
 NEEDS = {"own_equinox_denoiser": "equinox"}

@@ -42,6 +42,7 @@ def test_further_output_channels_are_conditional():
     np.testing.assert_array_equal(found[..., 4:], doubled[0][..., 4:])
 
 
+@pytest.mark.ci
 def test_all_channels_are_the_rule_itself():
     stack = ToyStack.random()
     args = dict(num_samples=3, schedule=gg.Karras(4), solver="euler")

@@ -64,6 +64,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.ci  # the golden images are tested by the everyday command
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parity_with_diffusers(tmp_path, name):
     torch = pytest.importorskip("torch", reason="the oracle extra is not installed")

@@ -18,6 +18,8 @@ from full_models.weights.official import official_layout
 torch = pytest.importorskip("torch", reason="needs the oracle extra: torch")
 pytest.importorskip("diffusers", reason="needs the oracle extra: diffusers")
 
+# The golden files test the same in the everyday command.
+pytestmark = pytest.mark.ci
 TOLERANCE = 1e-5
 STEPS = np.array([0, 1, 250, 999])
 TIMES = np.array([0.01, 0.25, 0.5, 0.99], np.float32)
