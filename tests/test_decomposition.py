@@ -145,6 +145,7 @@ def test_budget_averages_over_true_noised_samples():
         assert got == pytest.approx(expected, rel=0.1, abs=0.02)
 
 
+@pytest.mark.ci
 def test_trajectory_points_are_those_of_the_sampler():
     model, rule = stack(0.0, 0.2, 0.5), gg.S2Guidance(2.0, 0.5, **ALL)
     found = budget(model, rule, points="trajectory", num_samples=64)

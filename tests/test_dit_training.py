@@ -36,6 +36,7 @@ def test_noise_prediction_is_learned():
     assert losses[0] < 1.1 and losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.ci
 def test_continued_training_is_uninterrupted_training(tmp_path):
     kept, losses = {}, []
     whole = train_dit(

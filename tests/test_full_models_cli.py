@@ -70,6 +70,7 @@ def test_record_says_what_repeats_the_run(finished):
     assert record["images_per_second"] > 0
 
 
+@pytest.mark.ci
 def test_same_run_in_other_batches_gives_the_same(capsys, weights, finished, tmp_path):
     out = tmp_path / "again"
     options = [*SAMPLE, "--batch-size", "5"]

@@ -120,6 +120,7 @@ def test_skip_layer_is_s2_with_fixed_blocks():
     assert (skip != guided(CFG(2.0), **options)).any()
 
 
+@pytest.mark.ci
 def test_each_sample_may_have_its_own_mask():
     """Told apart by global index: batches draw what the whole does."""
     rule = S2Guidance(**ONLY_S2, law=Bernoulli(0.4), per_sample=True)
