@@ -17,6 +17,7 @@ from benchmarks.block_selection import block_selection
 from benchmarks.diffusers_dit import diffusers_dit
 from benchmarks.distances import distances
 from benchmarks.dit_overhead import dit_overhead, dit_run
+from benchmarks.growth.measure import growth
 from benchmarks.harness import machine
 from benchmarks.mixture_speed import exact_cfg_sampling, scores
 from benchmarks.s2_overhead import s2_overhead
@@ -57,6 +58,7 @@ def main() -> None:
             | block_selection("DiT-XL/2", batch=32, compute_dtype="bfloat16")
         ),
         "tree": lambda: tree_figure(_RESULTS / "tree_figure.png"),
+        "growth": lambda: growth(_RESULTS / f"growth-{options.name}.png"),
     }
     path = _RESULTS / f"{options.name}.json"
     record = json.loads(path.read_text()) if path.exists() else {"results": {}}

@@ -6,6 +6,10 @@ import difflib
 import functools
 from importlib import resources
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 
 @functools.cache
 def imagenet_names() -> tuple[tuple[str, ...], ...]:
@@ -32,6 +36,31 @@ def parse_labels(text: str, num_labels: int) -> tuple[int, ...]:
             f"labels must be class numbers or names separated by commas, got {text!r}."
         )
     return tuple(_label(part, num_labels) for part in parts)
+
+
+def labels_of(text: str, num: int, num_labels: int, seed: int) -> np.ndarray:
+    """The label of each of ``num`` samples, int32; a sample's depends on its index.
+
+    Args:
+        text: classes as in ``parse_labels``, taken in turn; ``"all"`` takes every class
+            of the model in turn, ``"random"`` draws each independently.
+        num: how many.
+        num_labels: how many classes the model has.
+        seed: of random labels.
+
+    Raises:
+        ValueError: as ``parse_labels``.
+    """
+    if text == "random":
+        key = jax.random.fold_in(jax.random.key(seed), 0x1ABE1)
+
+        def draw(index: jax.Array) -> jax.Array:
+            return jax.random.randint(jax.random.fold_in(key, index), (), 0, num_labels)
+
+        indices = jnp.arange(num, dtype=jnp.uint32)
+        return np.asarray(jax.jit(jax.vmap(draw))(indices), np.int32)
+    in_turn = range(num_labels) if text == "all" else parse_labels(text, num_labels)
+    return np.resize(np.asarray(in_turn, np.int32), num)
 
 
 def label_name(label: int, num_labels: int) -> str:

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from gmm_guidance import exact, metrics, presets
+from gmm_guidance import exact, metrics, presets, sharding
 from gmm_guidance.ancestral import Ancestral
 from gmm_guidance.block_drop import Bernoulli, FixedBlocks, FixedCount
 from gmm_guidance.calibration import Calibration, calibrate
@@ -46,6 +46,7 @@ from gmm_guidance.passes import Pass, evaluate_passes
 from gmm_guidance.process import VE, VP, RectifiedFlow
 from gmm_guidance.sampling import guided_sample
 from gmm_guidance.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
+from gmm_guidance.sharding import MeshConfig
 from gmm_guidance.solvers import DPMSolverPP2M, EDMStochastic, Euler, Heun
 from gmm_guidance.trained import TrainedDenoiser, TrainingRun
 from gmm_guidance.training import TrainingProgress, train_denoiser, train_denoisers
@@ -86,6 +87,7 @@ __all__ = [
     "Heun",
     "Karras",
     "MAMBOG",
+    "MeshConfig",
     "NetworkConfig",
     "Pass",
     "ProcessDenoiser",
@@ -119,6 +121,7 @@ __all__ = [
     "metrics",
     "presets",
     "quantile_map",
+    "sharding",
     "static",
     "train_denoiser",
     "train_denoisers",

@@ -9,8 +9,10 @@ import numpy as np
 
 
 def as_concrete(value: Any) -> np.ndarray | None:
-    """The value as a NumPy array, or ``None`` while it is being traced."""
+    """The value as a NumPy array; ``None`` while traced, or in other processes."""
     if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None
     return np.asarray(value)
 

@@ -43,6 +43,10 @@ class Interruption:
         """Whether the work is to end."""
         return (self._shared or self).received is not None
 
+    def request(self) -> None:
+        """Ask for the end as a SIGTERM would, as when another process received one."""
+        (self._shared or self).received = signal.SIGTERM
+
     def leave(self) -> None:
         """End the work.
 

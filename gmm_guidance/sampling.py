@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from gmm_guidance.checks import as_concrete, check_key
@@ -17,6 +19,10 @@ from gmm_guidance.partition import Static, join, split
 from gmm_guidance.passes import evaluate_passes, is_block_stack
 from gmm_guidance.plan import plan_segments, same_structure
 from gmm_guidance.schedule import Karras, Schedule
+from gmm_guidance.sharding.batches import shard_batch
+from gmm_guidance.sharding.mesh import divides_parameters, num_batch_parts
+from gmm_guidance.sharding.pinned import Pinned
+from gmm_guidance.sharding.placement import replicate
 from gmm_guidance.solvers import Solver, as_solver
 
 
@@ -33,7 +39,9 @@ def guided_sample(
     initial: jax.Array | None = None,
     sample_shape: tuple[int, ...] | None = None,
     first_index: int = 0,
+    indices: ArrayLike | None = None,
     batch_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """Sample a denoiser under guidance.
 
@@ -60,7 +68,13 @@ def guided_sample(
         sample_shape: shape of one sample; by default the denoiser's own
             ``sample_shape``, or that of ``initial``.
         first_index: global index of the first sample, to draw a large set in parts.
+        indices: the global index of each sample, ``[num_samples]``, in place of those
+            from ``first_index`` on.
         batch_size: evaluate at most so many samples at once.
+        mesh: devices (``MeshConfig.build``) over which samples are divided. Arrays of
+            the denoiser that are not placed on it are copied to each device. The
+            samples stay there; what one device computes does not depend on how many
+            there are, given the number of samples on each.
 
     Returns:
         Samples ``[num_samples, ...]``; with ``trajectory`` a pair of them and the
@@ -69,7 +83,8 @@ def guided_sample(
     Raises:
         ValueError: for counts below 1, labels out of range, a rule that needs a label
             without one, a window of the rule that holds no evaluation of the run, an
-            unknown solver, or an unknown sample shape.
+            unknown solver, an unknown sample shape, or a batch that several processes
+            cannot divide evenly.
         TypeError: if the rule drops blocks of a denoiser without blocks, or if the
             solver does not support the rule.
     """
@@ -90,8 +105,13 @@ def guided_sample(
             f"initial must have shape {(num_samples, *shape)}, got "
             f"{jnp.shape(initial)}."
         )
+    if mesh is not None and divides_parameters(mesh) and is_block_stack(denoiser):
+        denoiser = Pinned(denoiser, mesh)
     segments = plan_segments(guidance, schedule, solver)
     arrays, static = split((denoiser, tuple(s.rules for s in segments)))
+    sigmas = jnp.asarray(schedule.sigmas(), jnp.result_type(float))
+    if mesh is not None:
+        arrays, key, sigmas = replicate((arrays, key, sigmas), mesh)
     run = functools.partial(
         _run,
         tuple((s.start, s.stop, s.is_final) for s in segments),
@@ -101,28 +121,51 @@ def guided_sample(
         trajectory,
         arrays,
         key,
-        jnp.asarray(schedule.sigmas(), jnp.result_type(float)),
+        sigmas,
     )
+    index = _as_indices(indices, num_samples, first_index)
     size = batch_size or num_samples
     parts = []
     for start in range(0, num_samples, size):
-        part = slice(start, min(start + size, num_samples))
-        index = jnp.arange(part.start, part.stop, dtype=jnp.uint32) + jnp.uint32(
-            first_index
-        )
-        parts.append(
-            run(
-                index,
-                None if label is None else label[part],
-                None if initial is None else initial[part],
-            )
-        )
+        count = min(size, num_samples - start)
+        inputs: tuple[Any, ...] = (index, label, initial)
+        if count < num_samples:
+            inputs = jax.tree.map(lambda a, s=start, n=count: a[s : s + n], inputs)
+        parts.append(_run_on(mesh, run, inputs, count))
     if len(parts) == 1:
         return parts[0]
     if not trajectory:
         return jnp.concatenate(parts)
     samples, paths = zip(*parts, strict=True)
     return jnp.concatenate(samples), jnp.concatenate(paths, axis=1)
+
+
+def _run_on(
+    mesh: Mesh | None, run: Callable[..., Any], inputs: tuple[Any, ...], count: int
+) -> Any:
+    """Run one batch, divided over the mesh if there is one."""
+    if mesh is None:
+        return run(*inputs)
+    filling = -count % num_batch_parts(mesh)
+    if filling and jax.process_count() > 1:
+        raise ValueError(
+            f"with several processes each batch must be a multiple of the "
+            f"{num_batch_parts(mesh)} parts of the mesh, got {count} samples; choose "
+            f"num_samples and batch_size so."
+        )
+
+    def fill(values: jax.Array) -> jax.Array:
+        last = jnp.broadcast_to(values[-1:], (filling, *values.shape[1:]))
+        return jnp.concatenate([values, last])
+
+    if filling:
+        inputs = jax.tree.map(fill, inputs)
+    found = run(*jax.tree.map(lambda a: shard_batch(a, mesh), inputs))
+    if not filling:
+        return found
+    if isinstance(found, tuple):
+        return found[0][:count], found[1][:, :count]
+    return found[:count]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -277,6 +320,27 @@ def _check_counts(num_samples, batch_size, first_index) -> None:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if first_index < 0:
         raise ValueError(f"first_index must be at least 0, got {first_index}.")
+
+
+def _as_indices(indices: Any, num_samples: int, first_index: int) -> jax.Array:
+    if indices is None:
+        return jnp.arange(num_samples, dtype=jnp.uint32) + jnp.uint32(first_index)
+    if first_index:
+        raise ValueError(
+            f"give first_index or indices, got {first_index} and both; drop one."
+        )
+    indices = jnp.asarray(indices)
+    values = as_concrete(indices)
+    if (
+        indices.shape != (num_samples,)
+        or not jnp.issubdtype(indices.dtype, jnp.integer)
+        or (values is not None and (values < 0).any())
+    ):
+        raise ValueError(
+            f"indices must be {num_samples} integers of at least 0, got "
+            f"{indices.dtype} {indices.shape}."
+        )
+    return indices.astype(jnp.uint32)
 
 
 def _as_labels(label, num_samples: int, num_labels: int | None) -> jax.Array | None:

@@ -60,9 +60,10 @@ class DroppedBlocks:
             keys = jax.vmap(lambda i: jax.random.fold_in(mask_key, i))(sample_index)
             return jax.vmap(lambda k: self.law.draw(k, num_blocks))(keys)
 
-        return tuple(
-            draw_one(jax.random.fold_in(key, mask)) for mask in range(self.num_masks)
-        )
+        # Together: drawn one by one, many masks would take long to compile.
+        masks = jnp.arange(self.num_masks)
+        drawn = jax.vmap(lambda mask: draw_one(jax.random.fold_in(key, mask)))(masks)
+        return tuple(drawn[mask] for mask in range(self.num_masks))
 
     def passes(self, label: Any, draws: Any) -> tuple[Pass, ...]:
         """One conditional pass for each mask."""

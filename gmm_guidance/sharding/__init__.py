@@ -1,0 +1,30 @@
+"""Many devices: one mesh, placement by the paths of parameters, counted work."""
+
+from gmm_guidance.sharding.batches import batch_parts, local_part, shard_batch
+from gmm_guidance.sharding.mesh import (
+    AXES,
+    BATCH_AXES,
+    MeshConfig,
+    batch_sharding,
+    num_batch_parts,
+)
+from gmm_guidance.sharding.placement import PathRules, place, placements, replicate
+from gmm_guidance.sharding.program_cost import Collective, ProgramCost, program_cost
+
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "Collective",
+    "MeshConfig",
+    "PathRules",
+    "ProgramCost",
+    "batch_parts",
+    "batch_sharding",
+    "local_part",
+    "num_batch_parts",
+    "place",
+    "placements",
+    "program_cost",
+    "replicate",
+    "shard_batch",
+]

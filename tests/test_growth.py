@@ -1,0 +1,80 @@
+"""Growth of cost: slopes and verdicts, and one axis measured at tiny sizes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from benchmarks.growth.axes import AXES, QUICK, samples_in_batches
+from benchmarks.growth.figure import growth_figure
+from benchmarks.growth.slopes import fit_slope, judge, upper_half
+
+_X = 2.0 ** np.arange(3, 11)
+_EXPECTED = "as expected"
+_NOT = "not as expected"
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_a_known_slope_lies_in_its_interval(power):
+    noise = np.exp(0.02 * np.random.default_rng(0).normal(size=_X.size))
+    slope = fit_slope(_X, 3.0 * _X**power * noise)
+    assert slope.interval[0] < power < slope.interval[1]
+    assert slope.value == pytest.approx(power, abs=0.03)
+    exact = fit_slope(_X, 3.0 * _X**power)
+    assert exact.interval == pytest.approx((power, power), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("power", "verdicts"),
+    [
+        (0.0, {"flat": _EXPECTED, "linear": _NOT, "at most linear": _EXPECTED}),
+        (1.0, {"flat": _NOT, "linear": _EXPECTED, "at most linear": _EXPECTED}),
+        (2.0, {"flat": _NOT, "linear": _NOT, "at most linear": _NOT}),
+    ],
+)
+def test_verdicts_follow_from_the_numbers(power, verdicts):
+    for expected, verdict in verdicts.items():
+        assert judge(_X, _X**power, expected)["verdict"] == verdict
+
+
+def test_fixed_costs_are_left_to_the_lower_half():
+    chosen = upper_half(_X)
+    np.testing.assert_array_equal(chosen, [0, 0, 0, 0, 1, 1, 1, 1])
+    assert upper_half([1.0, 100.0, 101.0]).all()  # never fewer than three
+    with_offset = _X + 40.0
+    assert fit_slope(_X, with_offset).value < 0.8
+    assert judge(_X, with_offset, "linear")["verdict"] == _EXPECTED
+
+
+def test_the_arithmetic_is_that_of_the_passes():
+    masks = np.array([0, 1, 2, 4, 8])
+    passes = 2.0 + 0.4 * masks
+    assert judge(masks, 0.03 * passes, "arithmetic", passes)["verdict"] == _EXPECTED
+    separate = 0.03 * (2.0 + 0.9 * masks)
+    assert judge(masks, separate, "arithmetic", passes)["verdict"] == _NOT
+    passes_of_dropped = [2.0, 2.4, 2.5, 2.4, 2.0]
+    constant = judge(masks, [2.0, 2.4, 2.4, 2.4, 2.4], "arithmetic", passes_of_dropped)
+    assert constant["largest_deviation"] == pytest.approx(0.2)
+    assert constant["verdict"] == _NOT
+    # Where zero is a run without masks, it has no place on a logarithmic axis.
+    assert judge(masks, masks + 1.0, "linear")["points_fitted"] == 3
+
+
+def test_memory_of_batches_does_not_depend_on_the_number_of_samples(tmp_path):
+    entry = samples_in_batches(QUICK)
+    assert len(set(entry["memory_mib"])) == 1
+    assert entry["memory_verdict"] == _EXPECTED
+    assert np.isfinite(entry["time_seconds"]).all() and min(entry["time_seconds"]) > 0
+    assert np.isfinite([entry["time_slope"], *entry["time_interval"]]).all()
+    growth_figure({"growth with samples": entry}, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 0
+
+
+def test_every_axis_has_three_points_at_either_size():
+    names = ("samples", "schedule", "blocks", "dropped", "masks", "components")
+    for sizes in (QUICK, type(QUICK)()):
+        numbers = dataclasses.asdict(sizes)
+        assert all(len(numbers[name]) >= 3 for name in (*names, "process_samples"))
+    assert len({axis.__name__ for axis in AXES}) == len(AXES)
