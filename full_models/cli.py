@@ -17,13 +17,24 @@ from full_models.commands.digits import (
     run_evaluation,
     run_training,
 )
+from full_models.commands.generate import Generate, generate
+from full_models.commands.pack import Pack, run_pack
 from full_models.commands.sample import Sample, sample
+from full_models.commands.statistics import Features, Statistics, extract, statistics
+from full_models.commands.sweep import Sweep, sweep
+from full_models.processes import LostProcess, check_devices, is_first
+from gmm_guidance.interruption import Interrupted
 from gmm_guidance.reporter import Reporter
 
 _Command = (
     Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
     | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+    | Annotated[Generate, tyro.conf.subcommand("generate", prefix_name=False)]
+    | Annotated[Pack, tyro.conf.subcommand("pack", prefix_name=False)]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep", prefix_name=False)]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate", prefix_name=False)]
+    | Annotated[Features, tyro.conf.subcommand("features", prefix_name=False)]
+    | Annotated[Statistics, tyro.conf.subcommand("statistics", prefix_name=False)]
     | Annotated[TrainDigits, tyro.conf.subcommand("train-digits", prefix_name=False)]
     | Annotated[
         EvaluateDigits, tyro.conf.subcommand("evaluate-digits", prefix_name=False)
@@ -33,7 +44,12 @@ _Command = (
 _RUN: dict[type, Any] = {
     Sample: sample,
     Compare: compare,
+    Generate: generate,
+    Pack: run_pack,
+    Sweep: sweep,
     Calibrate: calibrate,
+    Features: extract,
+    Statistics: statistics,
     TrainDigits: run_training,
     EvaluateDigits: run_evaluation,
 }
@@ -49,14 +65,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config=(tyro.conf.OmitArgPrefixes,),
             args=None if arguments is None else list(arguments),
         )
+        if isinstance(command, (Sample, Generate, Sweep)):
+            command.processes.start()
+        check_devices()
         with Reporter() as reporter:
             written: list[Path] = _RUN[type(command)](command, reporter)
-            reporter.say("written:")
+            if not is_first():
+                return 0
+            if written:
+                reporter.say("written:")
             for path in _shown(written):
                 reporter.say(f"  {path}")
     except (ValueError, OSError, MemoryError, ImportError) as error:
         print(f"full-models: {error}", file=sys.stderr)
         return 2
+    except LostProcess as error:
+        print(f"full-models: {error}", file=sys.stderr)
+        return 3
+    except Interrupted as error:
+        print(f"\nfull-models: {error}.", file=sys.stderr)
+        return 128 + error.signal
     except KeyboardInterrupt:
         print("\nfull-models: interrupted.", file=sys.stderr)
         return 130

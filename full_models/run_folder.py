@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from gmm_guidance.checkpoint import differences
-from gmm_guidance.files import default_mode, jsonable
+from gmm_guidance.files import atomic_folder, jsonable
 
 RECORD = "run.json"
 
@@ -37,11 +35,9 @@ class RunFolder:
         self.out = Path(out)
         self.description = json.loads(json.dumps(jsonable(description), default=str))
         _check_vacant(self.out, self.description)
+        self._folder = atomic_folder(self.out)
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.path = Path(
-                tempfile.mkdtemp(prefix=f".{self.out.name}.", dir=self.out.parent)
-            )
+            self.path = self._folder.begin()
         except OSError as error:
             raise OSError(
                 f"the output directory {out} must be writable ({error.strerror}); "
@@ -56,11 +52,7 @@ class RunFolder:
         record = {"run": self.description, **jsonable(results)}
         (self.path / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         files = sorted(p.relative_to(self.path) for p in self.path.rglob("*"))
-        # Temporary directories start out private.
-        self.path.chmod(default_mode() | 0o111)
-        if self.out.exists():
-            self.out.rmdir()  # it is empty; if not any more, this fails
-        self.path.rename(self.out)
+        self._folder.keep()
         return [self.out / file for file in files if (self.out / file).is_file()]
 
     def __exit__(
@@ -69,7 +61,7 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._folder.discard()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,

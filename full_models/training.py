@@ -8,7 +8,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +19,10 @@ from flax import nnx
 from full_models.config import DiTConfig
 from full_models.dit import DiT
 from full_models.parameterisation import process_of, velocity_target
-from gmm_guidance.checkpoint import (
-    differences,
-    load_description,
-    load_tree,
-    save_tree,
-)
+from gmm_guidance.checkpoints import Checkpoints
 from gmm_guidance.checks import check_key
 from gmm_guidance.ddpm import DDPM
+from gmm_guidance.interruption import Interruption
 from gmm_guidance.training import TrainingProgress
 
 _CHECKPOINT_SECONDS = 10.0
@@ -131,53 +126,69 @@ def train_dit(
         config: shape of the network.
         training: how it is trained.
         report: told ``TrainingProgress`` every few steps.
-        checkpoint: file to resume from if it exists, and to keep up to date; removed at
-            the end. Continued training equals uninterrupted training bit for bit.
+        checkpoint: folder to resume from if it exists, and to keep up to date, also on
+            SIGINT and SIGTERM; see ``Checkpoints``. It is removed when training ends.
+            Continued training equals uninterrupted training bit for bit.
         keep: called with the step and the averaged network at each of
             ``training.kept_steps``; on resuming, for those from the checkpoint on.
 
     Raises:
+        Interrupted: on SIGINT and SIGTERM, once the steps in work are done.
+        OSError: if the checkpoint cannot be written.
         ValueError: for data of other shapes, labels out of range, or a checkpoint that
-            is damaged or of another run.
+            is a file, damaged as a whole or of another run.
     """
     check_key(key)
     samples, labels = _check_data(samples, labels, config)
     description = _describe(key, samples, labels, config, training)
-    state = _start(config, training, key)
-    step = 0
-    if checkpoint is not None and Path(checkpoint).exists():
-        step, state = _resume(checkpoint, description, state)
+    with Checkpoints(
+        checkpoint, description, seconds_between=_CHECKPOINT_SECONDS
+    ) as checkpoints:
+        start = _start(config, training, key)
+        found = checkpoints.restore(lambda step: start)
+        step, state = found or (0, start)
         if keep is not None and step in training.kept_steps:
             keep(step, state.average)  # what was interrupted may have been this
-    data = jnp.asarray(samples), jnp.asarray(labels)
-    saved = time.monotonic()
-    try:
-        while step < training.num_steps:
-            begun = time.monotonic()
-            stop = min(s for s in training.kept_steps if s > step)
-            count = min(stop - step, _STEPS_PER_CALL)
-            new, loss = _train_steps(
-                config, training, jnp.uint32(count), key, data, state, jnp.uint32(step)
-            )
-            loss.block_until_ready()
-            # One assignment: an interruption finds the run before or after.
-            step, state = step + count, new
-            now = time.monotonic()
-            if report is not None:
-                speed = count / max(now - begun, 1e-9)
-                report(TrainingProgress(step, training.num_steps, float(loss), speed))
-            if step == stop and keep is not None:
-                keep(step, state.average)
-            if checkpoint is not None and now - saved > _CHECKPOINT_SECONDS:
-                save_tree(checkpoint, state, description | {"step": step})
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        if checkpoint is not None and step > 0:
-            save_tree(checkpoint, state, description | {"step": step})
-        raise
-    if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
+        data = jnp.asarray(samples), jnp.asarray(labels)
+        with Interruption() as interruption:
+            try:
+                while step < training.num_steps:
+                    before, begun = step, time.monotonic()
+                    # One assignment: an interruption finds the run before or after.
+                    step, state, loss = _advance(
+                        step, state, config, training, key, data
+                    )
+                    if report is not None:
+                        speed = (step - before) / max(time.monotonic() - begun, 1e-9)
+                        report(TrainingProgress(step, training.num_steps, loss, speed))
+                    if keep is not None and step in training.kept_steps:
+                        keep(step, state.average)
+                    checkpoints.save_if_due(step, state)
+                    interruption.leave()
+            except KeyboardInterrupt:
+                if step > 0:
+                    checkpoints.save(step, state)
+                    checkpoints.wait()
+                raise
+        checkpoints.remove()
     return state.average
+
+
+def _advance(
+    step: int,
+    state: _State,
+    config: DiTConfig,
+    training: DiTTraining,
+    key: jax.Array,
+    data: tuple[jax.Array, jax.Array],
+) -> tuple[int, _State, float]:
+    """Train up to the next kept step, or for a bounded number of steps."""
+    stop = min(s for s in training.kept_steps if s > step)
+    count = min(stop - step, _STEPS_PER_CALL)
+    state, loss = _train_steps(
+        config, training, jnp.uint32(count), key, data, state, jnp.uint32(step)
+    )
+    return step + count, state, float(loss)
 
 
 def training_loss(
@@ -307,17 +318,3 @@ def _describe(key, samples, labels, config, training) -> dict[str, Any]:
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "data": digest,
     }
-
-
-def _resume(
-    path: str | os.PathLike, description: dict[str, Any], like: _State
-) -> tuple[int, _State]:
-    found = load_description(path)
-    step = found.pop("step", None)
-    differing = differences(description, found)
-    if differing:
-        raise ValueError(
-            f"{path} is a checkpoint of another run: {'; '.join(differing)}. Delete it "
-            f"to start anew, or name another directory."
-        )
-    return int(step), load_tree(path, like)

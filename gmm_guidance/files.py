@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,57 @@ class atomic:
             os.replace(self.temporary, self.path)
         else:
             self.temporary.unlink(missing_ok=True)
+
+
+class atomic_folder:
+    """A context that yields a temporary folder and renames it if all went well.
+
+    The place must be vacant: absent, or an empty folder. Where a context does not fit,
+    ``begin`` is followed by ``keep`` or ``discard``.
+
+    Args:
+        path: the place; folders above it are made.
+
+    Raises:
+        OSError: if it cannot be written, or, at the end, is not vacant any more; then
+            nothing is left.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def begin(self) -> Path:
+        """Make the temporary folder, beside the place."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        name = tempfile.mkdtemp(dir=self.path.parent, prefix=".partial-")
+        self.temporary = Path(name)
+        return self.temporary
+
+    def keep(self) -> None:
+        """Put the folder in its place."""
+        # Temporary folders start out private; a folder's files must also be reachable.
+        mode = default_mode()
+        try:
+            self.temporary.chmod(mode | (mode & 0o444) >> 2)
+            if self.path.is_dir():
+                self.path.rmdir()  # it is empty; if not any more, this fails
+            os.replace(self.temporary, self.path)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove the temporary folder, if it was not kept."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def __enter__(self) -> Path:
+        return self.begin()
+
+    def __exit__(self, kind: Any, *details: Any) -> None:
+        if kind is None:
+            self.keep()
+        else:
+            self.discard()
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +17,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from gmm_guidance.checkpoint import (
-    differences,
-    load_description,
-    load_tree,
-    save_tree,
-)
+from gmm_guidance.checkpoints import Checkpoints
 from gmm_guidance.checks import check_key
+from gmm_guidance.interruption import Interruption
 from gmm_guidance.mixture import GaussianMixture
 from gmm_guidance.mixture_sampling import sample_batch
 from gmm_guidance.networks import BlockMLP, NetworkConfig
@@ -96,40 +91,43 @@ def train_denoisers(
         config: see ``TrainingConfig``.
         progress: ``True`` for a progress bar with loss and speed, or a callable that is
             told ``TrainingProgress`` now and then.
-        checkpoint: file to resume from if it exists, and to keep up to date. It is
-            removed when training ends. Continued training equals uninterrupted.
+        checkpoint: folder to resume from if it exists, and to keep up to date, also on
+            SIGINT and SIGTERM; see ``Checkpoints``. It is removed when training ends.
+            Continued training equals uninterrupted training bit for bit.
 
     Returns:
         A ``TrainingRun``.
 
     Raises:
-        ValueError: if the checkpoint is truncated, foreign or of another run.
+        Interrupted: on SIGINT and SIGTERM, once the steps in work are done.
+        OSError: if the checkpoint cannot be written.
+        ValueError: if the checkpoint is a file, damaged as a whole or of another run.
     """
     description = _describe(keys, mixture, config)
-    run = _Run(0, _start(config, config.network(mixture), keys), (), ())
-    if checkpoint is not None and Path(checkpoint).exists():
-        run = _resume(checkpoint, description, run.state)
-
-    with _reporting(progress) as report:
-        saved = begun = time.monotonic()
-        try:
-            while run.step < config.num_steps:
-                # One assignment: an interruption finds the run before or after.
-                before, run = run.step, _advance(run, config, keys, mixture)
-                now = time.monotonic()
-                speed = (run.step - before) / max(now - begun, 1e-9)
-                loss = float(run.loss.mean())
-                report(TrainingProgress(run.step, config.num_steps, loss, speed))
-                begun = now
-                if checkpoint is not None and now - saved > _CHECKPOINT_SECONDS:
-                    _save(checkpoint, description, run)
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            if checkpoint is not None and run.step > 0:
-                _save(checkpoint, description, run)
-            raise
-    if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
+    start = _start(config, config.network(mixture), keys)
+    with Checkpoints(
+        checkpoint, description, seconds_between=_CHECKPOINT_SECONDS
+    ) as checkpoints:
+        run = _resume(checkpoints, config, start)
+        with _reporting(progress) as report, Interruption() as interruption:
+            begun = time.monotonic()
+            try:
+                while run.step < config.num_steps:
+                    # One assignment: an interruption finds the run before or after.
+                    before, run = run.step, _advance(run, config, keys, mixture)
+                    now = time.monotonic()
+                    speed = (run.step - before) / max(now - begun, 1e-9)
+                    loss = float(run.loss.mean())
+                    report(TrainingProgress(run.step, config.num_steps, loss, speed))
+                    begun = now
+                    checkpoints.save_if_due(run.step, run.arrays)
+                    interruption.leave()
+            except KeyboardInterrupt:
+                if run.step > 0:
+                    checkpoints.save(run.step, run.arrays)
+                    checkpoints.wait()
+                raise
+        checkpoints.remove()
     return TrainingRun(run.kept, config, len(keys), run.losses)
 
 
@@ -152,6 +150,11 @@ class _Run(NamedTuple):
     kept: tuple[BlockMLP, ...]  # averaged networks at the snapshots so far
     losses: tuple[jax.Array, ...]
     loss: Any = None
+
+    @property
+    def arrays(self) -> Any:
+        """What a checkpoint holds beside the step."""
+        return self.state, self.kept, self.losses
 
 
 def _advance(
@@ -254,24 +257,17 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _save(path: str | os.PathLike, description: dict[str, Any], run: _Run) -> None:
-    tree = (run.state, run.kept, run.losses)
-    save_tree(path, tree, description | {"step": run.step})
+def _resume(checkpoints: Checkpoints, config: TrainingConfig, start: _State) -> _Run:
+    """The run at its last checkpoint, or at its start."""
 
+    def like(step: int) -> Any:
+        count = sum(s <= step for s in config.snapshots)
+        num_seeds = jax.tree.leaves(start)[0].shape[0]
+        loss = jax.ShapeDtypeStruct((num_seeds,), jnp.float32)
+        return start, (start.average,) * count, (loss,) * count
 
-def _resume(path: str | os.PathLike, description: dict[str, Any], like: _State) -> _Run:
-    found = load_description(path)
-    step = found.pop("step", None)
-    differing = differences(description, found)
-    if differing:
-        raise ValueError(
-            f"{path} is a checkpoint of another run: {'; '.join(differing)}. Delete it "
-            f"to start anew, or name another file."
-        )
-    count = sum(s <= step for s in found["training"]["snapshots"])
-    loss = jax.ShapeDtypeStruct((len(found["keys"]),), jnp.float32)
-    trees = (like, (like.average,) * count, (loss,) * count)
-    return _Run(step, *load_tree(path, trees))
+    found = checkpoints.restore(like)
+    return _Run(0, start, (), ()) if found is None else _Run(found[0], *found[1])
 
 
 class _reporting:

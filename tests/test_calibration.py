@@ -138,6 +138,56 @@ def test_ranking_and_pareto_front_find_the_worst_blocks(found):
     assert found.pareto(max_passes=2)[-1].features == ((2,),)
 
 
+def test_total_error_is_that_of_the_plain_prediction():
+    """Denoised once more by hand: the same samples and noise, held-out groups alone."""
+    from gmm_guidance.calibration.moments import _batches
+
+    model = stack(0.0, 0.4)
+    own = calibrate(model, num_samples=480)
+    groups = own.products.shape[1]
+
+    @jax.jit
+    def errors(clean, labels, noise, sigma):
+        x = clean + sigma * noise
+        plain = model(x, sigma, labels)
+        truth = MIXTURE.denoise(x, sigma, labels)
+        return jnp.mean((clean - plain) ** 2), jnp.mean((truth - plain) ** 2)
+
+    squares = np.zeros((own.held_out, len(SIGMAS)))
+    exact = np.zeros_like(squares)
+    for row, group in enumerate(range(groups - own.held_out, groups)):
+        group_key = jax.random.fold_in(jax.random.key(0), group)
+        batches = _batches(
+            group_key, MIXTURE, None, group, groups, 480 // groups, 480 // groups
+        )
+        for clean, labels, noise in batches:
+            for column, sigma in enumerate(SIGMAS):
+                found = errors(clean, labels, noise, jnp.float32(sigma))
+                squares[row, column], exact[row, column] = found
+    weights = own.weights
+    assert own.total_error() == pytest.approx(weights @ squares.mean(0), rel=1e-4)
+    expected = weights @ exact.mean(0)
+    assert own.total_error("exact") == pytest.approx(expected, rel=1e-3)
+    assert own.total_error("exact") == pytest.approx(own.weights @ own.error)
+
+
+def test_total_error_is_what_shares_are_of(found):
+    """All features together remove the whole error that is not noise."""
+    point, error = found.pareto()[-1], found.total_error("exact")
+    assert abs(point.worth - error) < 4 * point.worth_error < error
+    assert 5 * error < found.total_error()  # most of it is noise
+
+
+def test_total_error_of_a_gaussian_is_its_posterior_variance():
+    """The exact denoiser of N(0, c^2) leaves c^2 sigma^2 / (c^2 + sigma^2)."""
+    mixture = gg.GaussianMixture(np.zeros((1, 1)), 4.0)
+    variance = float(np.asarray(mixture.covariances)[0, 0, 0])
+    own = calibrate(gg.ExactDenoiser(mixture), mixture)
+    left = variance * SIGMAS**2 / (variance + SIGMAS**2)
+    assert own.total_error() == pytest.approx(own.weights @ left, rel=0.1)
+    assert own.total_error("exact") < 1e-9
+
+
 def test_rules_of_few_passes(found):
     schedule = gg.Karras(6, 0.3, 8.0)
     assert found.rule(max_passes=2).features == ((2,),)
@@ -194,6 +244,8 @@ def test_data_sets_of_any_shape():
     assert (np.abs(fit.coefficients + 1.0) < 4 * fit.standard_error + 0.05).all()
     with pytest.raises(ValueError, match="calibrate on a mixture"):
         own.fit(target="exact")
+    with pytest.raises(ValueError, match="calibrate on a mixture"):
+        own.total_error("exact")
 
 
 def test_held_out_groups_are_held_out_data():
@@ -263,3 +315,5 @@ def test_bad_requests(found):
         gg.CalibratedGuidance(np.array([2.0, 1.0]), np.zeros((2, 1)), ("cfg",))
     with pytest.raises(ValueError, match=r"\[levels, features\]"):
         gg.CalibratedGuidance(np.array([1.0, 2.0]), np.zeros((2, 2)), ("cfg",))
+    with pytest.raises(ValueError, match="'data' or 'exact', got 'truth'"):
+        found.total_error("truth")

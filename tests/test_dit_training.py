@@ -1,6 +1,8 @@
 """Training of DiTs: it learns, resumes exactly, and refuses bad data."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from oracles.dits import TINY
 
 from full_models.training import DiTTraining, train_dit
+from gmm_guidance.checkpoints import stored_steps
+from gmm_guidance.interruption import Interrupted
 
 SMALL = dataclasses.replace(TINY, depth=2, input_size=4, in_channels=1, num_labels=2)
 TRAINING = DiTTraining(
@@ -48,17 +52,22 @@ def test_continued_training_is_uninterrupted_training(tmp_path):
         report=lambda progress: losses.append(progress.loss),
     )
     assert sorted(kept) == [30, 60] and losses[-1] < 0.8 * losses[0]
-    path = tmp_path / "run.safetensors"
+    path = tmp_path / "checkpoint"
 
     def stop(progress):
-        if progress.step >= 25:
+        if progress.step == 25:
             raise KeyboardInterrupt
+        if progress.step == 55:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(KeyboardInterrupt):
-        train_dit(
-            jax.random.key(0), *data(), SMALL, TRAINING, report=stop, checkpoint=path
-        )
-    assert path.exists()
+    for error, step in ((KeyboardInterrupt, 25), (Interrupted, 55)):
+        with pytest.raises(error):
+            train_dit(
+                *(jax.random.key(0), *data(), SMALL, TRAINING),
+                report=stop,
+                checkpoint=path,
+            )
+        assert stored_steps(path)[-1] == step
     with pytest.raises(ValueError, match="training.batch_size is 32, expected 16"):
         other = dataclasses.replace(TRAINING, batch_size=16)
         train_dit(jax.random.key(0), *data(), SMALL, other, checkpoint=path)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,10 +12,11 @@ from oracles.dits import TINY, random_dit
 from PIL import Image
 
 import gmm_guidance as gg
-from full_models import cli, export_weights, images
-from full_models.batches import draw_in_batches
+from full_models import cli, decode_in_chunks, export_weights, images, load_vae
 from full_models.memory import check_memory, sample_bytes
+from full_models.sampler import MeshSampler
 
+GOLDEN = Path(__file__).parent / "golden"
 PIXELS = dataclasses.replace(TINY, in_channels=3)
 SAMPLE = ("--labels", "1,2", "--num", "5", "--steps", "4", "--batch-size", "2")
 SAMPLE += ("--window", "0", "1")  # one segment, which compiles in a third of the time
@@ -68,6 +70,36 @@ def test_record_says_what_repeats_the_run(finished):
     cost = gg.expected_cost(rule, gg.DDPMSteps(4), 4, solver="euler").shared
     assert record["passes_per_image"] == pytest.approx(cost)
     assert record["images_per_second"] > 0
+
+
+@pytest.mark.ci
+def test_latents_are_decoded_by_the_vae(capsys, tmp_path):
+    out = tmp_path / "out"
+    status, _, error = run(
+        capsys,
+        "sample",
+        "--weights",
+        GOLDEN / "dit" / "diffusers",
+        "--vae",
+        GOLDEN / "vae",
+        "--out",
+        out,
+        *("--labels", "1,2", "--num", "4", "--steps", "4"),
+    )
+    assert status == 0, error
+    with np.load(out / "samples.npz") as file:
+        found = dict(file)
+    assert found["samples"].shape == (4, 8, 8, 4)
+    assert found["samples"].dtype == np.float32
+    assert found["arr_0"].shape == (4, 16, 16, 3) and found["arr_0"].dtype == np.uint8
+    assert np.ptp(found["arr_0"]) > 50
+    decoder = load_vae(GOLDEN / "vae")
+    expected = decode_in_chunks(decoder, found["samples"], 4)
+    # Batches of other sizes may round a value at the edge of two bytes otherwise.
+    difference = np.abs(found["arr_0"].astype(int) - expected)
+    assert difference.max() <= 1 and np.mean(difference > 0) < 0.01
+    first = np.asarray(Image.open(out / "images" / "000000-1.png"))
+    np.testing.assert_array_equal(first, found["arr_0"][0])
 
 
 @pytest.mark.ci
@@ -163,7 +195,7 @@ def test_calibrate_ranks_features(capsys, weights, tmp_path):
     np.savez(data, samples=samples, labels=rng.integers(0, 5, 40))
     out = tmp_path / "out"
     options = ("--blocks", "1", "2", "--num-samples", "240", "--num-levels", "2")
-    status, _, error = run(
+    status, text, error = run(
         capsys,
         "calibrate",
         "--weights",
@@ -175,10 +207,22 @@ def test_calibrate_ranks_features(capsys, weights, tmp_path):
         *options,
     )
     assert status == 0, error
-    ranking = json.loads((out / "run.json").read_text())["ranking"]
+    record = json.loads((out / "run.json").read_text())
+    ranking = record["ranking"]
     assert {r["feature"] for r in ranking} == {"cfg", "block 1", "block 2"}
     found = gg.Calibration.load(out / "calibration.json")
+    assert record["squared_error"] == pytest.approx(found.total_error())
+    for entry, (_, removed, error_of_it) in zip(ranking, found.ranking(), strict=True):
+        assert entry["removed"] == pytest.approx(removed)
+        total = found.total_error()
+        assert entry["share"] == pytest.approx(removed / total)
+        assert entry["share_standard_error"] == pytest.approx(error_of_it / total)
+    assert "% of the squared error" in text
     assert found.num_blocks == 4 and (out / "calibration.png").exists()
+    data.write_bytes(data.read_bytes()[:-100])
+    arguments = ("calibrate", "--weights", weights, "--data", data)
+    status, _, error = run(capsys, *arguments, "--out", out / "2")
+    assert status == 2 and "is damaged" in error
     np.savez(data, samples=samples[:, :4])
     status, _, error = run(
         capsys, "calibrate", "--weights", weights, "--data", data, "--out", out / "2"
@@ -190,18 +234,23 @@ def test_calibrate_ranks_features(capsys, weights, tmp_path):
 def test_batches_are_filled_up_and_cut():
     network = random_dit()
     labels = np.array([0, 1, 2, 3, 4])
-    reports = []
-    found = draw_in_batches(
+    sampler = MeshSampler(
         network,
-        labels,
+        gg.MeshConfig(1).build(),
         key=jax.random.key(0),
         guidance=gg.Unguided(),
         schedule=gg.DDPMSteps(2),
         solver="euler",
         batch_size=3,
-        report=lambda done, seconds: reports.append(done),
     )
-    assert found.shape == (5, 8, 8, 2) and reports == [3, 5]
+    assert sampler.samples_at_once == 3
+    batches = [
+        sampler.draw(np.arange(start, stop), labels[start:stop])
+        for start, stop in ((0, 3), (3, 5), (5, 5))
+    ]
+    assert [len(b.samples) for b in batches] == [3, 2, 0]
+    assert all(b.images is None for b in batches)
+    found = np.concatenate([b.samples for b in batches])
     whole = gg.guided_sample(
         jax.random.key(0),
         network,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gmm_guidance.checkpoint import load_description
+from gmm_guidance.checkpoints import stored_steps
 from toy_experiments import cli
 from toy_experiments.registry import EXPERIMENTS
 
@@ -168,8 +168,8 @@ def test_interrupted_run_resumes(tmp_path):
 
 
 def stored_step(out: Path) -> int:
-    checkpoints = list(out.glob("cells/*.checkpoint"))
-    return load_description(checkpoints[0])["step"] if checkpoints else -1
+    folders = out.glob("cells/*.checkpoint")
+    return max((step for folder in folders for step in stored_steps(folder)), default=0)
 
 
 @pytest.mark.slow

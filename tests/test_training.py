@@ -1,12 +1,12 @@
 """Training: what is learnt, against closed forms, and how a run is continued."""
 
 import dataclasses
-import json
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 from oracles.two_classes import draws, posterior
 
 from gmm_guidance import (
@@ -16,6 +16,9 @@ from gmm_guidance import (
     train_denoiser,
     train_denoisers,
 )
+from gmm_guidance.checkpoint import named_leaves
+from gmm_guidance.checkpoints import Checkpoints, stored_steps
+from gmm_guidance.interruption import Interrupted
 
 MIXTURE = GaussianMixture([[-2.0], [2.0]], 1.0, labels=[0, 1])
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -120,20 +123,19 @@ def test_the_steps_may_be_taken_in_portions_of_any_size(run, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_averages_of_the_weights_are_kept(run, tmp_path, monkeypatch):
-    """Step by step, from the checkpoint that each step leaves."""
-    path, states = tmp_path / "checkpoint", []
+def test_averages_of_the_weights_are_kept(run, monkeypatch):
+    """Step by step, in what checkpoints are offered."""
+    states = []
 
-    def report(progress):
-        if path.exists():  # of the step before
-            states.append(safetensors.numpy.load_file(path))
-        if progress.step == 22:
+    def save_if_due(self, step, tree):
+        states.append({n: np.asarray(leaf) for n, leaf in named_leaves(tree).items()})
+        if step == 21:
             raise RuntimeError
 
-    monkeypatch.setattr("gmm_guidance.training._CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(Checkpoints, "save_if_due", save_if_due)
     monkeypatch.setattr("gmm_guidance.training._MAX_STEPS_PER_CALL", 1)
     with pytest.raises(RuntimeError):
-        train(progress=report, checkpoint=path)
+        train()
     assert len(states) == 21
     names = [n.removeprefix("0.network.") for n in states[0] if "0.network." in n]
     assert len(names) == len(jax.tree.leaves(run.networks[0]))
@@ -213,57 +215,68 @@ def test_continued_training_is_uninterrupted_training(
         np.testing.assert_array_equal(a, b)
 
 
-def edit(path, change):
-    """Rewrite the description of a file, not its arrays."""
-    content = path.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + size])["__metadata__"]
-    description = json.loads(metadata["description"])
-    change(description)
-    arrays = safetensors.numpy.load_file(path)
-    metadata = {"description": json.dumps(description)}
-    safetensors.numpy.save_file(arrays, path, metadata=metadata)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_training_where_it_can_be_continued(run, tmp_path, number):
+    """The steps in work are finished, and saved."""
+    path, reports = tmp_path / "checkpoint", []
+
+    def report(progress):
+        reports.append(progress.step)
+        if progress.step == 120:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match=number.name):
+        train(progress=report, checkpoint=path)
+    assert reports[-1] == 120 and stored_steps(path) == [120]
+    continued = train(checkpoint=path)
+    assert not path.exists()
+    one, two = (jax.tree.leaves((r.networks, r.losses)) for r in (run, continued))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def contents(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
     path = tmp_path / "checkpoint"
     interrupt(path)
-    content = path.read_bytes()
+    before = contents(path)
     for keys, mixture, message in (
         (KEYS[::-1], MIXTURE, "another run: keys is"),
         (KEYS, GaussianMixture([[-2.0], [2.0]], 1.0, labels=[1, 0]), "mixture is"),
     ):
         with pytest.raises(ValueError, match=f"{message} .*Delete it"):
             train(keys, mixture, checkpoint=path)
-    assert path.read_bytes() == content
-
-    edit(path, lambda found: found["training"].update(learning_rate=0.5))
-    message = r"another run: training\.learning_rate is 0\.5, expected 0\.003\. Delete"
+    message = r"another run: training\.learning_rate is 0\.003, expected 0\.5\. Delete"
     with pytest.raises(ValueError, match=message):
-        train(checkpoint=path)
+        config = dataclasses.replace(CONFIG, learning_rate=0.5)
+        train_denoisers(KEYS, MIXTURE, config, checkpoint=path)
+    assert contents(path) == before
 
 
 def test_a_truncated_or_foreign_checkpoint_is_refused(run, tmp_path):
     path = tmp_path / "checkpoint"
     interrupt(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="truncated or no safetensors file"):
+    for file, content in contents(path).items():
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="all checkpoints in .* are damaged"):
         train(checkpoint=path)
+    path = tmp_path / "denoiser"
     run.denoiser().save(path)
-    with pytest.raises(ValueError, match="another run: .*kind is .*TrainedDenoiser"):
+    with pytest.raises(ValueError, match="must be a folder"):
         train(checkpoint=path)
     assert TrainedDenoiser.load(path).step == 500  # and is still there
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing(run, tmp_path, monkeypatch):
-    def fail(*args, **options):
-        raise OSError("disk full")
-
     monkeypatch.setattr("gmm_guidance.training._CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        train(checkpoint=tmp_path / "checkpoint")
-    assert not any(tmp_path.iterdir())
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(OSError, match="must be writable.* Not a directory"):
+        train(checkpoint=blocked / "checkpoint")
+    assert list(tmp_path.iterdir()) == [blocked]
 
 
 def test_a_raw_seed_is_no_key():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import gmm_guidance as gg
+from gmm_guidance.checkpoints import discard, stored_steps
 from toy_experiments.workspace import Arrays, Workspace
 
 REGIMES = ("under", "well")
@@ -163,7 +164,7 @@ def train_on(
             path.unlink()  # damaged: train again
     checkpoint = path.with_suffix(".checkpoint")
     if workspace.fresh:
-        checkpoint.unlink(missing_ok=True)
+        discard(checkpoint, stored_steps(checkpoint))
     keys = jax.vmap(jax.random.key)(np.arange(num_seeds))
     name = f"training {num_seeds} networks on {title}"
     with workspace.reporter.task(name, config.num_steps) as task:

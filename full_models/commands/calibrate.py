@@ -9,15 +9,21 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import gmm_guidance as gg
 from full_models.commands.drawing import machine
 from full_models.commands.options import ModelOptions
 from full_models.commands.sample import model_line
 from full_models.fingerprint import fingerprint
+from full_models.npz import headers, read_array
 from full_models.run_folder import RunFolder
+from gmm_guidance.palette import COLOURS, FIGURE_SETTINGS, PAGE_WIDTH, TRUTH
 from gmm_guidance.reporter import Reporter
+
+_MOST_BARS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,43 +81,105 @@ def calibrate(config: Calibrate, reporter: Reporter) -> list[Path]:
                 progress=lambda done, total: task.move_to(done),
             )
         found.save(folder.path / "calibration.json")
-        figure = calibration_figure(found)
-        figure.savefig(folder.path / "calibration.png", dpi=200)
-        plt.close(figure)
-        ranking: list[dict[str, Any]] = [
-            {"feature": gg.feature_name(f), "removed": gain, "standard_error": error}
-            for f, gain, error in found.ranking()
-        ]
+        ranking = ranked_shares(found)
+        with plt.rc_context(FIGURE_SETTINGS):  # type: ignore[arg-type]
+            figure = calibration_figure(found, ranking)
+            figure.savefig(folder.path / "calibration.png")
+            plt.close(figure)
         for entry in ranking[:5]:
             reporter.say(
-                f"  {entry['feature']}: removes {100 * entry['removed']:.2f} % "
-                f"+- {100 * entry['standard_error']:.2f} of the squared error"
+                f"  {entry['feature']}: removes {100 * entry['share']:.3g} % "
+                f"± {100 * entry['share_standard_error']:.2g} % of the squared error"
             )
-        return folder.finish({"ranking": ranking, "machine": machine()})
+        return folder.finish(
+            {
+                "squared_error": found.total_error(),
+                "ranking": ranking,
+                "machine": machine(),
+            }
+        )
 
 
-def calibration_figure(found: gg.Calibration) -> Figure:
-    """Coefficients of CFG and a random dropped block, and what each feature removes."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.8), layout="constrained")
+def ranked_shares(found: gg.Calibration) -> list[dict[str, Any]]:
+    """What each feature alone removes of the squared error, the best first.
+
+    Returns:
+        For each feature ``removed`` and its ``standard_error``, per element of a sample
+        and weighted over levels, and the same divided by the weighted squared error of
+        the plain conditional prediction: ``share`` and ``share_standard_error``.
+    """
+    total = found.total_error()  # its own error is small beside those of the gains
+    return [
+        {
+            "feature": gg.feature_name(feature),
+            "removed": gain,
+            "standard_error": error,
+            "share": gain / total,
+            "share_standard_error": error / total,
+        }
+        for feature, gain, error in found.ranking()
+    ]
+
+
+def calibration_figure(found: gg.Calibration, ranking: list[dict[str, Any]]) -> Figure:
+    """Coefficients of CFG and a random dropped block, and what each feature removes.
+
+    Args:
+        found: the calibration.
+        ranking: of ``ranked_shares``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.6))
+    _draw_coefficients(left, found)
+    _draw_shares(right, ranking[:_MOST_BARS])
+    return figure
+
+
+def _draw_coefficients(axes: Axes, found: gg.Calibration) -> None:
+    """With 95 % intervals where a level has coefficients at all.
+
+    The axis is that of the coefficients: a wide interval ends at the frame.
+    """
     fit = found.fit_random_block() if len(found.features) > 1 else found.fit()
     names = ("scale − 1 of CFG", "ω of S² (a random block)")
-    for column, name in zip(fit.coefficients.T, names, strict=False):
-        left.plot(found.sigmas, column, marker="o", markersize=3, label=name)
-    left.axhline(0.0, color="0.6", linewidth=0.8)
-    left.set(xscale="log", xlabel="noise level σ", ylabel="coefficient")
-    left.legend(fontsize=7, frameon=False)
-    ranking = found.ranking()[:12]
+    colours = (COLOURS["cfg"], COLOURS["s2"])
+    axes.axhline(0.0, color=TRUTH, linewidth=0.8)
+    for column, half, name, colour in zip(
+        fit.coefficients.T, fit.half_width.T, names, colours, strict=False
+    ):
+        axes.errorbar(
+            found.sigmas,
+            column,
+            np.where(fit.active, half, 0.0),
+            color=colour,
+            marker="o",
+            markersize=3,
+            elinewidth=0.8,
+            label=name,
+        )
+    axes.set(xscale="log", xlabel="noise level σ", ylabel="coefficient")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = min(0.0, fit.coefficients.min()), max(0.0, fit.coefficients.max())
+    if low < high:
+        axes.set_ylim(1.4 * low - 0.4 * high, 1.4 * high - 0.4 * low)
+    axes.legend()
+
+
+def _draw_shares(axes: Axes, ranking: list[dict[str, Any]]) -> None:
+    """A bar and its standard error for each feature."""
     places = np.arange(len(ranking))
-    right.barh(
+    names = [entry["feature"] for entry in ranking]
+    cfg = gg.feature_name("cfg")
+    axes.barh(
         places,
-        [100 * gain for _, gain, _ in ranking],
-        xerr=[100 * error for _, _, error in ranking],
-        color="0.6",
+        [100 * entry["share"] for entry in ranking],
+        xerr=[100 * entry["share_standard_error"] for entry in ranking],
+        color=[COLOURS["cfg" if name == cfg else "s2"] for name in names],
+        error_kw={"elinewidth": 0.8},
     )
-    right.set_yticks(places, [gg.feature_name(f) for f, _, _ in ranking], fontsize=7)
-    right.invert_yaxis()
-    right.set_xlabel("squared error removed alone, %")
-    return figure
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.axvline(0.0, color=TRUTH, linewidth=0.8)
+    axes.set_xlabel("squared error that each alone removes, % of the whole")
 
 
 def _describe(config: Calibrate) -> dict[str, Any]:
@@ -128,16 +196,10 @@ def _describe(config: Calibrate) -> dict[str, Any]:
 
 
 def _read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or no .npz file ({error}).") from error
-    if "samples" not in arrays or "labels" not in arrays:
+    found = headers(path)
+    if "samples" not in found or "labels" not in found:
         raise ValueError(
             f'{path} must hold arrays "samples" and "labels", found '
-            f"{', '.join(sorted(arrays)) or 'none'}."
+            f"{', '.join(sorted(found)) or 'none'}."
         )
-    return arrays["samples"], arrays["labels"].astype(np.int32)
+    return read_array(path, "samples"), read_array(path, "labels").astype(np.int32)

@@ -11,11 +11,9 @@ from matplotlib.figure import Figure
 
 import gmm_guidance as gg
 from full_models.commands.drawing import (
-    Drawn,
     draw,
     load_decoder,
     machine,
-    variance_is_learned,
 )
 from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
 from full_models.commands.sample import describe, model_line, speed_line
@@ -43,7 +41,8 @@ def compare(config: Compare, reporter: Reporter) -> list[Path]:
     """Run the command; returns the files. Raises as ``sample`` does."""
     with RunFolder(config.out, describe(config)) as folder:
         network = config.model.load()
-        learned = variance_is_learned(config.draw, network)
+        learned = config.draw.uses_learned_variance(network)
+        mesh = config.draw.build_mesh()
         labels = config.draw.chosen_labels(network)
         decoder = load_decoder(config.vae, network)
         reporter.say(model_line(network))
@@ -54,21 +53,21 @@ def compare(config: Compare, reporter: Reporter) -> list[Path]:
             f"S² {config.guidance.s2_scale:g}": config.guidance.rule(network, learned),
         }
         drawn = {
-            name: draw(name, network, decoder, rule, config.draw, reporter)
+            name: draw(name, network, decoder, rule, config.draw, mesh, reporter)
             for name, rule in rules.items()
         }
         for name, d in drawn.items():
             reporter.say(f"{name}: {speed_line(d)}")
+        images = {n: d.images for n, d in drawn.items() if d.images is not None}
         arrays = {_key(name): d.samples for name, d in drawn.items()}
-        for name, d in drawn.items():
-            if d.images is not None:
-                arrays[f"{_key(name)}_images"] = d.images
+        arrays |= {f"{_key(name)}_images": array for name, array in images.items()}
         np.savez(
             folder.path / "samples.npz", allow_pickle=False, labels=labels, **arrays
         )
-        if all(d.images is not None for d in drawn.values()):
+        if images:
+            passes = {name: d.passes_per_image for name, d in drawn.items()}
             names = [label_name(int(i), network.num_labels) for i in labels]
-            figure = comparison_figure(drawn, names)
+            figure = comparison_figure(images, passes, names)
             figure.savefig(folder.path / "compare.png", dpi=200)
             plt.close(figure)
         return folder.finish(
@@ -88,9 +87,17 @@ def compare(config: Compare, reporter: Reporter) -> list[Path]:
         )
 
 
-def comparison_figure(drawn: dict[str, Drawn], label_names: list[str]) -> Figure:
-    """A row for each rule, a column for each seed."""
-    rows, columns = len(drawn), len(label_names)
+def comparison_figure(
+    images: dict[str, np.ndarray], passes: dict[str, float], label_names: list[str]
+) -> Figure:
+    """A row for each rule, a column for each seed.
+
+    Args:
+        images: of each rule, by its name, uint8 ``[n, H, W, 3 or 1]``.
+        passes: passes per image of each of these rules.
+        label_names: of the columns, ``n`` of them.
+    """
+    rows, columns = len(images), len(label_names)
     figure, axes = plt.subplots(
         rows,
         columns,
@@ -98,9 +105,8 @@ def comparison_figure(drawn: dict[str, Drawn], label_names: list[str]) -> Figure
         squeeze=False,
         layout="constrained",
     )
-    for row, (name, d) in zip(axes, drawn.items(), strict=True):
-        assert d.images is not None
-        for axis, image in zip(row, d.images, strict=True):
+    for row, (name, pictures) in zip(axes, images.items(), strict=True):
+        for axis, image in zip(row, pictures, strict=True):
             grey = image.shape[-1] == 1
             axis.imshow(
                 image[..., 0] if grey else image,
@@ -109,7 +115,7 @@ def comparison_figure(drawn: dict[str, Drawn], label_names: list[str]) -> Figure
                 vmax=255,
             )
             axis.set(xticks=[], yticks=[])
-        text = f"{name}\n{d.passes_per_image:.0f} passes"
+        text = f"{name}\n{passes[name]:.0f} passes"
         row[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
     for axis, name in zip(axes[0], label_names, strict=True):
         axis.set_title(name if len(name) < 15 else name[:13] + "…", fontsize=7)

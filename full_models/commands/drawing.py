@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import gmm_guidance as gg
-from full_models.batches import draw_in_batches
 from full_models.commands.options import DrawOptions, num_rows
-from full_models.dit import DiT, WithVariance
-from full_models.images import to_uint8
+from full_models.dit import DiT
 from full_models.memory import check_memory
-from full_models.vae import VAEDecoder, decode_in_chunks, load_vae
+from full_models.placement import place_dit
+from full_models.sampler import Batch, MeshSampler
+from full_models.vae import VAEDecoder, load_vae
 from gmm_guidance.reporter import Reporter
-
-_DECODED_AT_ONCE = 4
+from gmm_guidance.sharding import num_batch_parts
 
 
 class Drawn(NamedTuple):
@@ -63,55 +63,51 @@ def draw(
     decoder: VAEDecoder | None,
     rule: gg.GuidanceRule,
     options: DrawOptions,
+    mesh: Mesh,
     reporter: Reporter,
 ) -> Drawn:
-    """Draw the images of one rule, with progress.
+    """Draw the images of one rule on the devices of this process, with progress.
 
     Raises:
         MemoryError: if the batch does not fit, naming one that does.
     """
-    size = min(options.batch_size, options.num)
+    # No larger than needed when the images are few.
+    size = min(options.batch_size, -(-options.num // num_batch_parts(mesh)))
     # The weights are placed already, and count as used.
     check_memory(network.config, num_rows(rule, network), size, 0)
-    model = options.drawn_model(network)
     schedule, solver = options.schedule(network), options.solver_for(network)
+    sampler = MeshSampler(
+        place_dit(options.drawn_model(network), mesh),
+        mesh,
+        key=jax.random.key(options.seed),
+        guidance=rule,
+        schedule=schedule,
+        solver=solver,
+        batch_size=size,
+        decoder=decoder,
+    )
+    labels = options.chosen_labels(network)
     times: list[tuple[int, float]] = []
+    batches: list[Batch] = []
     begun = time.monotonic()
     with reporter.task(name, options.num) as task:
         task.detail("compiling")
-
-        def report(done: int, seconds: float) -> None:
-            times.append((done, seconds))
-            task.move_to(done, f"{_speed(times):.3g} images/s")
-
-        samples = draw_in_batches(
-            model,
-            options.chosen_labels(network),
-            key=jax.random.key(options.seed),
-            guidance=rule,
-            schedule=schedule,
-            solver=solver,
-            batch_size=size,
-            report=report,
-        )
+        for start in range(0, options.num, sampler.samples_at_once):
+            stop = min(start + sampler.samples_at_once, options.num)
+            started = time.monotonic()
+            batches.append(sampler.draw(np.arange(start, stop), labels[start:stop]))
+            times.append((stop, time.monotonic() - started))
+            task.move_to(stop, f"{_speed(times):.3g} images/s")
     seconds = time.monotonic() - begun
     cost = gg.expected_cost(rule, schedule, network.num_blocks, solver=solver)
-    images = _decode(name, samples, decoder, reporter)
-    return Drawn(samples, images, seconds, _speed(times), cost.shared)
-
-
-def _decode(
-    name: str, samples: np.ndarray, decoder: VAEDecoder | None, reporter: Reporter
-) -> np.ndarray | None:
-    if decoder is not None:
-        with reporter.task(f"{name}: decoding", len(samples)) as task:
-            return decode_in_chunks(
-                decoder,
-                samples,
-                _DECODED_AT_ONCE,
-                progress=lambda done, total: task.move_to(done),
-            )
-    return to_uint8(samples) if samples.shape[-1] in (1, 3) else None
+    images = [b.images for b in batches if b.images is not None]
+    return Drawn(
+        np.concatenate([b.samples for b in batches]),
+        np.concatenate(images) if images else None,
+        seconds,
+        _speed(times),
+        cost.shared,
+    )
 
 
 def _speed(times: list[tuple[int, float]]) -> float:
@@ -120,11 +116,6 @@ def _speed(times: list[tuple[int, float]]) -> float:
     if len(times) == 1:
         return first / max(seconds, 1e-9)
     return (last - first) / max(sum(s for _, s in times[1:]), 1e-9)
-
-
-def variance_is_learned(options: DrawOptions, network: DiT) -> bool:
-    """Whether the model's output holds variance channels in this run."""
-    return isinstance(options.drawn_model(network), WithVariance)
 
 
 def machine() -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import gmm_guidance as gg
 from full_models.dit import DiT, WithVariance
 from full_models.fingerprint import fingerprint
-from full_models.labels import parse_labels
+from full_models.labels import labels_of
 from full_models.weights.load import load_weights
 
 SolverName = Literal["euler", "heun", "dpmpp_2m", "ancestral"]
@@ -42,7 +43,7 @@ class ModelOptions:
         """What the network's values depend on."""
         return {
             "model": self.model,
-            "weights": str(self.weights),
+            "weights": self.weights.name,
             "weights_sha256": fingerprint(self.weights),
             "precision": self.resolved_precision(),
         }
@@ -59,7 +60,7 @@ class DrawOptions:
     """What is drawn, and how."""
 
     labels: str = "207,360"
-    """Classes by number or ImageNet name, taken in turn."""
+    """Classes by number or ImageNet name, taken in turn; or all, or random."""
     num: int = 16
     """Number of images."""
     steps: int = 50
@@ -69,7 +70,10 @@ class DrawOptions:
     seed: int = 0
     """Of the noise and of the dropped blocks."""
     batch_size: int = 8
-    """Images at once; the result does not depend on it."""
+    """Images at once on each device."""
+    mesh: str = "data=0"
+    """Devices that divide the images (data; 0: all), the weights of each block (fsdp)
+    and its matrix products (tensor): data=4,fsdp=2, say."""
 
     def __post_init__(self):
         for name in ("num", "steps", "batch_size"):
@@ -77,10 +81,19 @@ class DrawOptions:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}."
                 )
+        gg.MeshConfig.parse(self.mesh)
+
+    def build_mesh(self) -> Mesh:
+        """The devices.
+
+        Raises:
+            ValueError: if there are more or fewer than the mesh has.
+        """
+        return gg.MeshConfig.parse(self.mesh).build()
 
     def chosen_labels(self, network: DiT) -> np.ndarray:
         """The label of each image, ``[num]``."""
-        return np.resize(parse_labels(self.labels, network.num_labels), self.num)
+        return labels_of(self.labels, self.num, network.num_labels, self.seed)
 
     def schedule(self, network: DiT) -> Any:
         """Steps of the network's own process."""
@@ -106,9 +119,13 @@ class DrawOptions:
 
     def drawn_model(self, network: DiT) -> Any:
         """The network, with its variance where the solver uses it."""
+        learned = self.uses_learned_variance(network)
+        return WithVariance(network) if learned else network
+
+    def uses_learned_variance(self, network: DiT) -> bool:
+        """Whether the model's output holds variance channels in this run."""
         solver = self.solver_for(network)
-        is_learned = isinstance(solver, gg.Ancestral) and solver.variance == "learned"
-        return WithVariance(network) if is_learned else network
+        return isinstance(solver, gg.Ancestral) and solver.variance == "learned"
 
 
 @dataclasses.dataclass(frozen=True)

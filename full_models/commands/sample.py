@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from full_models.commands.drawing import (
@@ -13,13 +14,13 @@ from full_models.commands.drawing import (
     draw,
     load_decoder,
     machine,
-    variance_is_learned,
 )
 from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
 from full_models.dit import DiT
 from full_models.fingerprint import fingerprint
 from full_models.images import grid_columns, make_grid, save_png
 from full_models.labels import label_name
+from full_models.processes import ProcessOptions
 from full_models.run_folder import RunFolder
 from gmm_guidance.reporter import Reporter
 
@@ -35,6 +36,7 @@ class Sample:
     """Folder or file of the VAE (diffusers). Without it latents stay latents."""
     draw: DrawOptions = DrawOptions()
     guidance: GuidanceOptions = GuidanceOptions()
+    processes: ProcessOptions = ProcessOptions()
 
 
 def sample(config: Sample, reporter: Reporter) -> list[Path]:
@@ -44,11 +46,17 @@ def sample(config: Sample, reporter: Reporter) -> list[Path]:
         ValueError: for weights, labels or options that do not fit the model.
         OSError: if the output cannot be written, or the directory is occupied.
         MemoryError: if the batch does not fit.
+        LostProcess: if another process of the run has ended.
     """
     description = describe(config)
+    if jax.process_count() > 1:
+        from full_models.commands.sample_together import sample_together
+
+        return sample_together(config, description, reporter)
     with RunFolder(config.out, description) as folder:
         network = config.model.load()
-        learned = variance_is_learned(config.draw, network)
+        learned = config.draw.uses_learned_variance(network)
+        mesh = config.draw.build_mesh()
         rule = config.guidance.rule(network, learned)
         labels = config.draw.chosen_labels(network)
         decoder = load_decoder(config.vae, network)
@@ -56,31 +64,40 @@ def sample(config: Sample, reporter: Reporter) -> list[Path]:
             f"{model_line(network)}; {len(labels)} images, "
             f"{config.draw.steps} steps of {config.draw.solver}"
         )
-        drawn = draw("sampling", network, decoder, rule, config.draw, reporter)
-        write_samples(folder.path, drawn, labels, network)
+        drawn = draw("sampling", network, decoder, rule, config.draw, mesh, reporter)
+        write_samples(folder.path, drawn.samples, drawn.images, labels)
         reporter.say(speed_line(drawn))
         return folder.finish(
             {
-                "network": dataclasses.asdict(network.config),
-                "labels": labels.tolist(),
-                "label_names": [label_name(i, network.num_labels) for i in labels],
+                **results(network, labels),
                 "seconds": drawn.seconds,
                 "images_per_second": drawn.images_per_second,
                 "passes_per_image": drawn.passes_per_image,
-                "machine": machine(),
             }
         )
+
+
+def results(network: DiT, labels: np.ndarray) -> dict[str, Any]:
+    """What ``run.json`` says besides the options."""
+    return {
+        "network": dataclasses.asdict(network.config),
+        "labels": labels.tolist(),
+        "label_names": [label_name(i, network.num_labels) for i in labels],
+        "machine": machine(),
+    }
 
 
 def describe(config: Any) -> dict[str, Any]:
     """Everything that the images depend on, files by their content."""
     fields = dataclasses.asdict(config)
     fields.pop("out")
-    fields["draw"].pop("batch_size")  # nothing depends on it
+    fields.pop("processes", None)
+    for name in ("batch_size", "mesh"):  # nothing but last bits depends on them
+        fields["draw"].pop(name)
     fields["model"] = config.model.describe()
     fields["vae"] = None
     if config.vae is not None:
-        fields["vae"] = {"path": str(config.vae), "sha256": fingerprint(config.vae)}
+        fields["vae"] = {"name": config.vae.name, "sha256": fingerprint(config.vae)}
     return {"command": type(config).__name__.lower(), **fields}
 
 
@@ -103,15 +120,17 @@ def model_line(network: DiT) -> str:
     )
 
 
-def write_samples(folder: Path, drawn: Drawn, labels: np.ndarray, network: DiT) -> None:
+def write_samples(
+    folder: Path, samples: np.ndarray, images: np.ndarray | None, labels: np.ndarray
+) -> None:
     """``samples.npz``; with images also a grid and single files."""
-    arrays = {"samples": drawn.samples, "labels": labels.astype(np.int32)}
-    if drawn.images is not None:
+    arrays = {"samples": samples, "labels": labels.astype(np.int32)}
+    if images is not None:
         # The key that evaluators of the field read.
-        arrays = {"arr_0": drawn.images, **arrays}
+        arrays = {"arr_0": images, **arrays}
         columns = grid_columns(len(labels), len(set(labels.tolist())))
-        save_png(folder / "grid.png", make_grid(drawn.images, columns))
+        save_png(folder / "grid.png", make_grid(images, columns))
         (folder / "images").mkdir()
-        for index, (image, label) in enumerate(zip(drawn.images, labels, strict=True)):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             save_png(folder / "images" / f"{index:06d}-{label}.png", image)
     np.savez(folder / "samples.npz", allow_pickle=False, **arrays)

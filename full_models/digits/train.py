@@ -21,12 +21,13 @@ from full_models.digits.runs import (
 from full_models.digits.sheets import training_sheet
 from full_models.training import DiTTraining, train_dit
 from full_models.weights.export import export_weights
-from gmm_guidance.checkpoint import differences, load_description
+from gmm_guidance.checkpoint import differences
+from gmm_guidance.checkpoints import discard, stored_steps
 from gmm_guidance.files import jsonable
 from gmm_guidance.reporter import Reporter
 from gmm_guidance.training import TrainingProgress
 
-_CHECKPOINT = "checkpoint.safetensors"
+_CHECKPOINT = "checkpoint"
 _PROGRESS = "progress.jsonl"
 
 
@@ -193,16 +194,15 @@ def _check_folder(out: Path, record: dict[str, Any]) -> bool:
 
 
 def _discard_useless(checkpoint: Path, out: Path, steps: tuple[int, ...]) -> None:
-    """Remove a checkpoint beyond a kept step whose network is not there.
+    """Remove checkpoints beyond a kept step whose network is not there.
 
-    It cannot give that network any more, as after an interruption between a step and
+    They cannot give that network any more, as after an interruption between a step and
     the writing of its network, or where someone deleted the file.
     """
-    if not checkpoint.exists():
-        return
-    reached = load_description(checkpoint).get("step", 0)
-    if any(s < reached and not network_path(out, s).exists() for s in steps):
-        checkpoint.unlink()
+    missing = [step for step in steps if not network_path(out, step).exists()]
+    if missing:
+        beyond = [step for step in stored_steps(checkpoint) if step > min(missing)]
+        discard(checkpoint, beyond)
 
 
 def _append(path: Path, progress: TrainingProgress) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +23,7 @@ from full_models.weights.native import (
 )
 from full_models.weights.official import official_layout
 from gmm_guidance.checkpoint import save_tree
-from gmm_guidance.files import default_mode
+from gmm_guidance.files import atomic_folder, default_mode
 
 ExportLayout = Literal["diffusers", "official", "native", "orbax"]
 
@@ -87,7 +85,8 @@ def export_weights(
         )
         description = describe(kind, model.config, dtype)
         return save_tree(path, dump(model, table, dtype), description)
-    with _NewFolder(path) as folder:
+    _check_vacant(path)
+    with atomic_folder(path) as folder:
         if layout == "orbax":
             save_orbax(folder, model, describe(NATIVE, model.config, dtype))
         else:
@@ -112,32 +111,10 @@ def _check_file(path: Path) -> None:
         )
 
 
-class _NewFolder:
-    """A context that yields a temporary folder and renames it if all went well."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        if taken:
-            raise ValueError(
-                f"{path} must be empty or not there, but it is a "
-                f"{'folder with content' if path.is_dir() else 'file'}; choose another "
-                f"place, or delete it first."
-            )
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        name = tempfile.mkdtemp(dir=self.path.parent, prefix=".partial-")
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: Any, *details: Any) -> None:
-        if kind is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            return
-        # Temporary folders start out private; a folder's files must also be reachable.
-        mode = default_mode()
-        os.chmod(self.temporary, mode | (mode & 0o444) >> 2)
-        if self.path.is_dir():
-            self.path.rmdir()
-        os.replace(self.temporary, self.path)
+def _check_vacant(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"{path} must be empty or not there, but it is a "
+            f"{'folder with content' if path.is_dir() else 'file'}; choose another "
+            f"place, or delete it first."
+        )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from full_models.weights.messages import listed
-from full_models.weights.stored import Stored
+from full_models.weights.stored import Spec, Stored
 from gmm_guidance.checkpoint import named_leaves
 
 Module = TypeVar("Module")
@@ -133,8 +133,13 @@ def _on_device(array: np.ndarray) -> jax.Array:
     return jax.block_until_ready(jax.device_put(array))
 
 
-def check_names(layout: Layout, stored: Stored, origin: str) -> None:
+def check_names(layout: Layout, stored: Mapping[str, Spec], origin: str) -> None:
     """Refuse tensors that are missing, unexpected, misshapen or not floating-point.
+
+    Args:
+        layout: which tensors there must be, and their shapes.
+        stored: what there is, by name; nothing is read.
+        origin: the file, for messages.
 
     Raises:
         ValueError: listing them with expected and found shapes.

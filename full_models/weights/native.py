@@ -15,12 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from full_models.config import DiTConfig
 from full_models.weights.fill import Layout, check_names, parameters
 from full_models.weights.official import one, same
-from full_models.weights.stored import Stored, StoredTensor
+from full_models.weights.stored import Spec
 from gmm_guidance.checkpoint import load_description
 from gmm_guidance.files import write_text
 
@@ -110,7 +109,7 @@ def load_orbax(path: str | os.PathLike, abstract: Any, dtype: Any = None) -> Any
     leaves = parameters(abstract)
     with _orbax().StandardCheckpointer() as checkpointer:
         try:
-            found = _stored(checkpointer.metadata(arrays).item_metadata.tree)
+            found = _specs(checkpointer.metadata(arrays).item_metadata.tree)
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{path} is no complete folder of orbax ({error}); write it again."
@@ -133,18 +132,12 @@ def load_orbax(path: str | os.PathLike, abstract: Any, dtype: Any = None) -> Any
     )
 
 
-def _stored(tree: dict[str, Any]) -> Stored:
-    """Names, shapes and types alone."""
+def _specs(tree: dict[str, Any]) -> dict[str, Spec]:
     words = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-
-    def read() -> np.ndarray:
-        raise NotImplementedError("arrays of orbax are restored together.")
-
     return {
-        name: StoredTensor(
+        name: Spec(
             tuple(array.shape),
             words.get(jnp.dtype(array.dtype).name, str(array.dtype)),
-            read,
         )
         for name, array in tree.items()
     }

@@ -13,17 +13,26 @@ import safetensors
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of a file: known by shape and type until it is read.
+class Spec:
+    """What a tensor of a file is, whatever its values.
 
     Attributes:
         shape: its shape.
-        dtype: its type, in the file's words (``F32``, ``BF16``).
-        read: reads it from the file.
+        dtype: its type, in the words of safetensors (``F32``, ``BF16``).
     """
 
     shape: tuple[int, ...]
     dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor(Spec):
+    """A tensor of a file: known by shape and type until it is read.
+
+    Attributes:
+        read: reads it from the file.
+    """
+
     read: Callable[[], np.ndarray]
 
 

@@ -112,6 +112,27 @@ class Calibration:
             weights = weights * np.gradient(np.log(self.sigmas))
         return weights / weights.sum()
 
+    def total_error(self, target: Target = "data") -> float:
+        """Squared error of the plain conditional prediction: of what gains are shares.
+
+        Like them it is per element, a mean over held-out groups, and weighted over
+        levels: ``worth / total_error()`` is the share that ``ranking`` or ``pareto``
+        removes.
+
+        Args:
+            target: ``"data"``, all of ``|x0 - D_c|^2``, of which most is noise that no
+                denoiser can remove: the share of it that is removed is a small number
+                even where guidance mends all that can be mended. ``"exact"``, the error
+                ``|D* - D_c|^2`` alone, with a mixture only.
+
+        Raises:
+            ValueError: for ``"exact"`` without a mixture.
+        """
+        side = self._side(target)
+        return float(
+            self.weights @ self.products[:, -self.held_out :, side, side].mean(1)
+        )
+
     # -- fits -----------------------------------------------------------------------
 
     def fit(
@@ -328,15 +349,19 @@ class Calibration:
     def _problem(
         self, columns: np.ndarray, target: Target = "data"
     ) -> tuple[np.ndarray, np.ndarray]:
+        side = self._side(target)
+        matrix = self.products[..., columns[:, None], columns]
+        return matrix, self.products[..., columns, side]
+
+    def _side(self, target: Target) -> int:
+        """Where in the products the error is that features are to remove."""
         if target not in ("data", "exact"):
             raise ValueError(f"target must be 'data' or 'exact', got {target!r}.")
         if target == "exact" and not self.has_truth:
             raise ValueError(
                 "target='exact' needs the closed form: calibrate on a mixture."
             )
-        side = len(self.features) + (target == "exact")
-        matrix = self.products[..., columns[:, None], columns]
-        return matrix, self.products[..., columns, side]
+        return len(self.features) + (target == "exact")
 
     def _single_blocks(self) -> list[Feature]:
         blocks: list[Feature] = [

@@ -1,0 +1,1 @@
+"""Large sets of samples: planned first, in shards, resumable at any point."""

@@ -1,0 +1,143 @@
+"""Several processes on one run: started, kept in step, and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# Silence of a process for so long means that it is gone.
+_SILENCE_SECONDS = 20
+_START_SECONDS = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """Several processes, each with devices of its own, on one run."""
+
+    coordinator: str | None = None
+    """Of several processes: address host:port of the first. Found on clusters that JAX
+    knows (Slurm, Open MPI, TPU pods), with --num-processes."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+    def __post_init__(self):
+        count, own = self.num_processes, self.process_id
+        if own is not None and (count is None or not 0 <= own < count):
+            raise ValueError(
+                f"process_id must be in 0..num_processes - 1, got {own} of {count}."
+            )
+        if self.coordinator is not None and (count is None or own is None):
+            raise ValueError(
+                f"with --coordinator give --num-processes and --process-id too, got "
+                f"{count} and {own}."
+            )
+
+    def start(self) -> None:
+        """Join the other processes, if there are any; before JAX is used.
+
+        Raises:
+            RuntimeError: if they cannot be reached within two minutes.
+        """
+        if self.num_processes is None or self.num_processes == 1:
+            return
+        # JAX would take SIGTERM for itself; runs end at a shard of their own accord.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(
+            self.coordinator,
+            self.num_processes,
+            self.process_id,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_SILENCE_SECONDS,
+            shutdown_timeout_seconds=_SILENCE_SECONDS,
+        )
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run has ended."""
+
+
+def check_devices() -> None:
+    """Refuse a machine without the devices that are asked for.
+
+    Raises:
+        OSError: if JAX finds none of the wanted platform.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of unknown or absent platforms
+        wanted = os.environ.get("JAX_PLATFORMS") or "any"
+        raise OSError(
+            f"JAX must find a device of the platform asked for (JAX_PLATFORMS: "
+            f"{wanted}), but there is none {error}; install the JAX of this "
+            f"accelerator, or set JAX_PLATFORMS=cpu."
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks and keeps the books."""
+    return jax.process_index() == 0
+
+
+def gather(value: int) -> list[int]:
+    """A number from each process, in their order; waits for all.
+
+    Raises:
+        LostProcess: if one has ended.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    with _together():
+        found = multihost_utils.process_allgather(np.asarray([value], np.int32))
+    return np.asarray(found).ravel().tolist()
+
+
+def from_first(values: np.ndarray) -> np.ndarray:
+    """The first process's array, of the same shape and type in each; waits for all.
+
+    Raises:
+        LostProcess: if a process has ended.
+    """
+    if jax.process_count() == 1:
+        return values
+    with _together():
+        return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def check_same(description: dict[str, Any]) -> None:
+    """Refuse processes that were started with different options.
+
+    Raises:
+        ValueError: if they differ.
+        LostProcess: if a process has ended.
+    """
+    text = json.dumps(description, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).digest()
+    found = gather(int.from_bytes(digest[:4], "big") >> 1)
+    if len(set(found)) > 1:
+        raise ValueError(
+            "all processes of a run must have the same options and files, but these "
+            f"differ between {len(set(found))} groups; start all with the same command "
+            f"but --process-id."
+        )
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise LostProcess(
+            f"another process of this run has ended ({str(error).splitlines()[0]}). "
+            f"What is written is whole; start all processes again to go on."
+        ) from error
