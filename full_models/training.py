@@ -15,14 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from full_models.config import DiTConfig
 from full_models.dit import DiT
 from full_models.parameterisation import process_of, velocity_target
+from full_models.placement import place_dit
 from gmm_guidance.checkpoints import Checkpoints
 from gmm_guidance.checks import check_key
 from gmm_guidance.ddpm import DDPM
 from gmm_guidance.interruption import Interruption
+from gmm_guidance.sharding import num_batch_parts, replicate, shard_batch
 from gmm_guidance.training import TrainingProgress
 
 _CHECKPOINT_SECONDS = 10.0
@@ -112,6 +115,7 @@ def train_dit(
     report: Report | None = None,
     checkpoint: str | os.PathLike | None = None,
     keep: Callable[[int, DiT], Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> DiT:
     """Train a network; returns its averaged weights.
 
@@ -131,32 +135,44 @@ def train_dit(
             Continued training equals uninterrupted training bit for bit.
         keep: called with the step and the averaged network at each of
             ``training.kept_steps``; on resuming, for those from the checkpoint on.
+        mesh: devices (``MeshConfig.build``) over which each batch is divided, and the
+            network and the optimiser as ``DIT_RULES`` say. Sums over the batch are
+            taken in another order than on one device.
 
     Raises:
         Interrupted: on SIGINT and SIGTERM, once the steps in work are done.
         OSError: if the checkpoint cannot be written.
         ValueError: for data of other shapes, labels out of range, or a checkpoint that
-            is a file, damaged as a whole or of another run.
+            is a file, damaged as a whole or of another run, or a batch that the mesh
+            does not divide.
     """
     check_key(key)
     samples, labels = _check_data(samples, labels, config)
+    if mesh is not None and training.batch_size % num_batch_parts(mesh):
+        raise ValueError(
+            f"batch_size must be a multiple of the {num_batch_parts(mesh)} parts in "
+            f"which the mesh divides it, got {training.batch_size}."
+        )
     description = _describe(key, samples, labels, config, training)
     with Checkpoints(
         checkpoint, description, seconds_between=_CHECKPOINT_SECONDS
     ) as checkpoints:
         start = _start(config, training, key)
+        data = jnp.asarray(samples), jnp.asarray(labels)
+        if mesh is not None:
+            start = place_dit(start, mesh)
+            key, data = replicate((key, data), mesh)
         found = checkpoints.restore(lambda step: start)
         step, state = found or (0, start)
         if keep is not None and step in training.kept_steps:
             keep(step, state.average)  # what was interrupted may have been this
-        data = jnp.asarray(samples), jnp.asarray(labels)
         with Interruption() as interruption:
             try:
                 while step < training.num_steps:
                     before, begun = step, time.monotonic()
                     # One assignment: an interruption finds the run before or after.
                     step, state, loss = _advance(
-                        step, state, config, training, key, data
+                        step, state, config, training, mesh, key, data
                     )
                     if report is not None:
                         speed = (step - before) / max(time.monotonic() - begun, 1e-9)
@@ -179,6 +195,7 @@ def _advance(
     state: _State,
     config: DiTConfig,
     training: DiTTraining,
+    mesh: Mesh | None,
     key: jax.Array,
     data: tuple[jax.Array, jax.Array],
 ) -> tuple[int, _State, float]:
@@ -186,7 +203,7 @@ def _advance(
     stop = min(s for s in training.kept_steps if s > step)
     count = min(stop - step, _STEPS_PER_CALL)
     state, loss = _train_steps(
-        config, training, jnp.uint32(count), key, data, state, jnp.uint32(step)
+        config, training, mesh, jnp.uint32(count), key, data, state, jnp.uint32(step)
     )
     return step + count, state, float(loss)
 
@@ -235,10 +252,11 @@ def _start(config: DiTConfig, training: DiTTraining, key: jax.Array) -> _State:
     return _State(network, network, training.optimizer().init(network))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _train_steps(
     config: DiTConfig,
     training: DiTTraining,
+    mesh: Mesh | None,
     count: jax.Array,
     key: jax.Array,
     data: tuple[jax.Array, jax.Array],
@@ -257,6 +275,8 @@ def _train_steps(
         chosen = jax.random.randint(
             pick_key, (training.batch_size,), 0, samples.shape[0]
         )
+        if mesh is not None:
+            chosen = shard_batch(chosen, mesh)
         loss, gradient = jax.value_and_grad(training_loss)(
             state.network,
             loss_key,

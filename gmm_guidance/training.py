@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from gmm_guidance.checkpoints import Checkpoints
 from gmm_guidance.checks import check_key
@@ -23,6 +24,7 @@ from gmm_guidance.interruption import Interruption
 from gmm_guidance.mixture import GaussianMixture
 from gmm_guidance.mixture_sampling import sample_batch
 from gmm_guidance.networks import BlockMLP, NetworkConfig
+from gmm_guidance.sharding import num_batch_parts, replicate, shard_batch
 from gmm_guidance.trained import TrainedDenoiser, TrainingRun
 from gmm_guidance.training_config import TrainingConfig
 
@@ -61,11 +63,17 @@ def train_denoiser(
     *,
     progress: bool | Progress = False,
     checkpoint: str | os.PathLike | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainedDenoiser:
     """Train one denoiser on a mixture; see ``train_denoisers`` for the arguments."""
     check_key(key)
     run = train_denoisers(
-        key[None], mixture, config, progress=progress, checkpoint=checkpoint
+        key[None],
+        mixture,
+        config,
+        progress=progress,
+        checkpoint=checkpoint,
+        mesh=mesh,
     )
     return run.denoiser()
 
@@ -77,6 +85,7 @@ def train_denoisers(
     *,
     progress: bool | Progress = False,
     checkpoint: str | os.PathLike | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainingRun:
     """Train denoisers of several seeds together, keeping them at several lengths.
 
@@ -94,6 +103,8 @@ def train_denoisers(
         checkpoint: folder to resume from if it exists, and to keep up to date, also on
             SIGINT and SIGTERM; see ``Checkpoints``. It is removed when training ends.
             Continued training equals uninterrupted training bit for bit.
+        mesh: devices (``MeshConfig.build``) of this process over which seeds are
+            divided, or each batch if they are not a multiple of the devices.
 
     Returns:
         A ``TrainingRun``.
@@ -101,10 +112,14 @@ def train_denoisers(
     Raises:
         Interrupted: on SIGINT and SIGTERM, once the steps in work are done.
         OSError: if the checkpoint cannot be written.
-        ValueError: if the checkpoint is a file, damaged as a whole or of another run.
+        ValueError: if the checkpoint is a file, damaged as a whole or of another run,
+            or if the mesh divides neither the seeds nor a batch.
     """
     description = _describe(keys, mixture, config)
     start = _start(config, config.network(mixture), keys)
+    batch_mesh = None
+    if mesh is not None:
+        start, keys, mixture, batch_mesh = _on_mesh(start, keys, mixture, config, mesh)
     with Checkpoints(
         checkpoint, description, seconds_between=_CHECKPOINT_SECONDS
     ) as checkpoints:
@@ -114,7 +129,10 @@ def train_denoisers(
             try:
                 while run.step < config.num_steps:
                     # One assignment: an interruption finds the run before or after.
-                    before, run = run.step, _advance(run, config, keys, mixture)
+                    before, run = (
+                        run.step,
+                        _advance(run, config, batch_mesh, keys, mixture),
+                    )
                     now = time.monotonic()
                     speed = (run.step - before) / max(now - begun, 1e-9)
                     loss = float(run.loss.mean())
@@ -142,6 +160,29 @@ def _start(config: TrainingConfig, shape: NetworkConfig, keys: jax.Array) -> _St
     return jax.vmap(one_seed)(keys)
 
 
+def _on_mesh(
+    start: _State,
+    keys: jax.Array,
+    mixture: GaussianMixture,
+    config: TrainingConfig,
+    mesh: Mesh,
+) -> tuple[_State, jax.Array, GaussianMixture, Mesh | None]:
+    """The run's arrays on a mesh, and the mesh if it divides batches, not seeds."""
+    parts = num_batch_parts(mesh)
+    mixture = replicate(mixture, mesh)
+    if len(keys) % parts == 0:
+        start, keys = jax.tree.map(lambda a: shard_batch(a, mesh), (start, keys))
+        return start, keys, mixture, None
+    if config.batch_size % parts:
+        raise ValueError(
+            f"the mesh divides seeds or batches in {parts} parts, but {len(keys)} "
+            f"seeds and a batch_size of {config.batch_size} are no multiples of that; "
+            f"choose one so."
+        )
+    start, keys = replicate((start, keys), mesh)
+    return start, keys, mixture, mesh
+
+
 class _Run(NamedTuple):
     """Everything that a continued run needs."""
 
@@ -158,13 +199,23 @@ class _Run(NamedTuple):
 
 
 def _advance(
-    run: _Run, config: TrainingConfig, keys: jax.Array, mixture: GaussianMixture
+    run: _Run,
+    config: TrainingConfig,
+    batch_mesh: Mesh | None,
+    keys: jax.Array,
+    mixture: GaussianMixture,
 ) -> _Run:
     """Train up to the next snapshot, or for a bounded number of steps."""
     stop = next(s for s in config.snapshots if s > run.step)
     count = min(stop - run.step, _MAX_STEPS_PER_CALL)
     state, loss = _train_steps(
-        config, jnp.uint32(count), keys, mixture, run.state, jnp.uint32(run.step)
+        config,
+        batch_mesh,
+        jnp.uint32(count),
+        keys,
+        mixture,
+        run.state,
+        jnp.uint32(run.step),
     )
     loss.block_until_ready()
     step = run.step + count
@@ -173,9 +224,10 @@ def _advance(
     return _Run(step, state, (*run.kept, state.average), (*run.losses, loss), loss)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _train_steps(
     config: TrainingConfig,
+    batch_mesh: Mesh | None,
     count: jax.Array,
     keys: jax.Array,
     mixture: GaussianMixture,
@@ -191,7 +243,7 @@ def _train_steps(
             # A function of key and step: resuming needs no stored random state.
             step_key = jax.random.fold_in(jax.random.fold_in(key, 1), index)
             loss, gradient = jax.value_and_grad(_loss)(
-                state.network, config, mixture, step_key
+                state.network, config, mixture, step_key, batch_mesh
             )
             # Optax mixes integer counts with floats, which a strict caller forbids.
             with jax.numpy_dtype_promotion("standard"):
@@ -218,11 +270,17 @@ def _train_steps(
 
 
 def _loss(
-    network: BlockMLP, config: TrainingConfig, mixture: GaussianMixture, key: jax.Array
+    network: BlockMLP,
+    config: TrainingConfig,
+    mixture: GaussianMixture,
+    key: jax.Array,
+    batch_mesh: Mesh | None = None,
 ) -> jax.Array:
     data_key, sigma_key, noise_key, drop_key = jax.random.split(key, 4)
     n = config.batch_size
     clean, label = sample_batch(mixture, data_key, n)
+    if batch_mesh is not None:
+        clean, label = shard_batch(clean, batch_mesh), shard_batch(label, batch_mesh)
     scale = network.config.data_scale
     log_sigma = config.log_sigma_offset + config.log_sigma_std * jax.random.normal(
         sigma_key, (n,), clean.dtype

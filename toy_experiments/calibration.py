@@ -152,7 +152,14 @@ def _one(config, workspace, toy: ToyName, run, step: int, seed: int) -> dict[str
 
     def compute() -> Arrays:
         values = [
-            measure_rule(toy, network, _widened(rule, found), config.grid, seed)
+            measure_rule(
+                toy,
+                network,
+                _widened(rule, found),
+                config.grid,
+                seed,
+                mesh=workspace.mesh,
+            )
             for rule in rules.values()
         ]
         return {"metrics": np.array(values)}

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import tyro
 
+from gmm_guidance import MeshConfig
 from gmm_guidance.files import jsonable
+from gmm_guidance.interruption import Interrupted
 from gmm_guidance.reporter import Reporter
 from toy_experiments.claims import CLAIMS, judge_all, write_ledger
 from toy_experiments.experiment import Config, Experiment
@@ -49,12 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"toy-experiments: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(
             "\ntoy-experiments: interrupted; run the same command to go on.",
             file=sys.stderr,
         )
-        return 130
+        number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
+        return 128 + number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", default="results", help="results folder (results)")
     run.add_argument("--seeds", type=int, help="training seeds")
     run.add_argument("--fresh", action="store_true", help="ignore stored cells")
+    run.add_argument(
+        "--mesh", help="devices that divide seeds and samples: data=8 (one device)"
+    )
     run.add_argument("-h", "--help", action="store_true", help="show this and exit")
     draw = commands.add_parser("draw", help="redraw figures from stored results")
     draw.add_argument("names", nargs="+", help="experiments, or 'all'")
@@ -126,10 +133,11 @@ def _run(
         rest = [*rest, "--help"]
     # All configurations are checked before anything is computed.
     configs = [_configure(e, options, rest) for e in experiments]
+    mesh = MeshConfig.parse(options.mesh).build() if options.mesh else None
     started = time.monotonic()
     written: list[Path] = []
     with Reporter() as reporter:
-        workspace = Workspace(options.out, reporter, options.fresh)
+        workspace = Workspace(options.out, reporter, options.fresh, mesh)
         for experiment, config in zip(experiments, configs, strict=True):
             reporter.say(f"{experiment.name}: {experiment.summary}")
             begun = time.monotonic()

@@ -152,6 +152,7 @@ def _cell(config, workspace, toy, run, step, seed) -> np.ndarray:
                 gg.CFG(window_curve(levels, config.scale, lo * scale, hi * scale)),
                 grid,
                 seed,
+                mesh=workspace.mesh,
             )
             for lo, hi in [*config.windows(), (0.0, 0.0)]
         ]

@@ -176,7 +176,12 @@ def train_on(
             )
 
         run = gg.train_denoisers(
-            keys, mixture, config, progress=report, checkpoint=checkpoint
+            keys,
+            mixture,
+            config,
+            progress=report,
+            checkpoint=checkpoint,
+            mesh=workspace.mesh,
         )
     run.save(path)
     workspace.mark_made(path)
@@ -229,6 +234,7 @@ def sample_cell(
             guidance=rule,
             schedule=schedule,
             initial=schedule.sigma_max * noise,
+            mesh=workspace.mesh,
         )
         return {"samples": np.asarray(samples)}
 

@@ -165,6 +165,7 @@ def _cell(config, workspace, toy, run, step, seed) -> Arrays:
                         jax.random.key(7000 + 100 * seed + k),
                         labels,
                         start,
+                        workspace.mesh,
                     )
                     for k in range(count)
                 ]

@@ -166,7 +166,15 @@ def _equal_cost(config, workspace, toy: ToyName, run) -> np.ndarray:
         def values() -> Arrays:
             network = run.denoiser(seed, step).network
             rows = [
-                measure_rule(toy, network, gg.CFG(s), config.grid, seed, num_steps)
+                measure_rule(
+                    toy,
+                    network,
+                    gg.CFG(s),
+                    config.grid,
+                    seed,
+                    num_steps,
+                    workspace.mesh,
+                )
                 for s in config.grid.scales
             ]
             return {"metrics": np.array(rows)}

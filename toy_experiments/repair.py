@@ -128,7 +128,10 @@ def _cell(config, workspace, toy: ToyName, run, scale: float) -> Arrays:
 
         def draw(model: Any, rule: gg.GuidanceRule, seed: int = 0) -> np.ndarray:
             key = jax.random.key(1000 + seed)
-            return sample_traced(model, rule, schedule, key, labels, start)[:, 0]
+            found = sample_traced(
+                model, rule, schedule, key, labels, start, workspace.mesh
+            )
+            return found[:, 0]
 
         cfg, s2 = gg.CFG(scale), gg.S2Guidance(scale, config.s2_scale)
         networks = [run.denoiser(s).network for s in range(config.seeds)]

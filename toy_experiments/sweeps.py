@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import gmm_guidance as gg
 from gmm_guidance.partition import join, split
@@ -87,7 +88,10 @@ def sweep_cell(
         if run is not None:
             network = run.denoiser(seed, step).network
         values = [
-            [measure_rule(toy, network, rule, grid, seed) for rule in row]
+            [
+                measure_rule(toy, network, rule, grid, seed, mesh=workspace.mesh)
+                for rule in row
+            ]
             for row in rules
         ]
         return {"metrics": np.array(values)}
@@ -110,12 +114,13 @@ def measure_rule(
     grid: Grid,
     seed: int,
     num_steps: int | None = None,
+    mesh: Mesh | None = None,
 ) -> list[float]:
     """Sample one rule and measure it: the values of ``METRICS``."""
     schedule = toy_schedule(toy, num_steps or grid.num_steps)
     labels, start = toy_start(toy, schedule, grid.num_samples, seed)
     key = jax.random.key(1000 + seed)
-    samples = sample_traced(denoiser, rule, schedule, key, labels, start)
+    samples = sample_traced(denoiser, rule, schedule, key, labels, start, mesh)
     return measure(toy, samples, labels)
 
 
@@ -126,6 +131,7 @@ def sample_traced(
     key: jax.Array,
     labels: np.ndarray,
     start: np.ndarray,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """Samples from given noise; one program for all numbers of a kind of rule.
 
@@ -133,11 +139,11 @@ def sample_traced(
     seconds than a compilation for each pattern of zeros.
     """
     arrays, static = split((denoiser, rule))
-    return np.asarray(_sample(static, schedule, arrays, key, labels, start))
+    return np.asarray(_sample(static, schedule, mesh, arrays, key, labels, start))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(static, schedule, arrays, key, labels, start) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample(static, schedule, mesh, arrays, key, labels, start) -> jax.Array:
     denoiser, rule = join(arrays, static)
     return gg.guided_sample(
         key,
@@ -148,6 +154,7 @@ def _sample(static, schedule, arrays, key, labels, start) -> jax.Array:
         schedule=schedule,
         solver="dpmpp_2m",
         initial=start,
+        mesh=mesh,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 import gmm_guidance
@@ -33,17 +34,24 @@ class Workspace:
         root: the folder; made if it does not exist.
         reporter: where progress goes.
         fresh: compute every cell anew, ignoring what is stored.
+        mesh: devices that divide training runs and samples; cells do not depend on it
+            beyond rounding.
 
     Raises:
         OSError: if the folder cannot be made or written to.
     """
 
     def __init__(
-        self, root: str | os.PathLike, reporter: Reporter, fresh: bool = False
+        self,
+        root: str | os.PathLike,
+        reporter: Reporter,
+        fresh: bool = False,
+        mesh: Mesh | None = None,
     ):
         self.root = Path(root)
         self.reporter = reporter
         self.fresh = fresh
+        self.mesh = mesh
         self._made: set[Path] = set()
         self.cells = self.root / "cells"
         try:

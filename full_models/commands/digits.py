@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import gmm_guidance as gg
 from full_models.digits.evaluate import DigitsEvaluation, evaluate_digits
 from full_models.digits.train import DigitsTraining, train_digits
 from gmm_guidance.reporter import Reporter
@@ -17,6 +18,8 @@ class TrainDigits:
     out: Path
     """Output directory."""
     training: DigitsTraining = DigitsTraining()
+    mesh: str = "data=1"
+    """Devices that divide each batch (data) and the parameters (fsdp, tensor)."""
     quick: bool = False
     """A narrow network for a few seconds, to see that all works; other options but
     the seed are ignored."""
@@ -38,7 +41,9 @@ def run_training(command: TrainDigits, reporter: Reporter) -> list[Path]:
     config = command.training
     if command.quick:
         config = dataclasses.replace(DigitsTraining.quick(), seed=config.seed)
-    return train_digits(config, command.out, reporter)
+    mesh = gg.MeshConfig.parse(command.mesh).build()
+    # On one device nothing is divided: the program without a mesh.
+    return train_digits(config, command.out, reporter, mesh if mesh.size > 1 else None)
 
 
 def run_evaluation(command: EvaluateDigits, reporter: Reporter) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from full_models.config import DiTConfig
 from full_models.digits.data import load_digits
@@ -98,7 +99,12 @@ class DigitsTraining:
         )
 
 
-def train_digits(config: DigitsTraining, out: Path, reporter: Reporter) -> list[Path]:
+def train_digits(
+    config: DigitsTraining,
+    out: Path,
+    reporter: Reporter,
+    mesh: Mesh | None = None,
+) -> list[Path]:
     """Train, or go on where training stopped; returns the files of the folder.
 
     The folder gets ``step-<steps>.safetensors`` for each kept step (averaged weights),
@@ -151,6 +157,7 @@ def train_digits(config: DigitsTraining, out: Path, reporter: Reporter) -> list[
             keep=lambda step, average: export_weights(
                 average, network_path(out, step), "native"
             ),
+            mesh=mesh,
         )
     reporter.say("sampling a sheet")
     training_sheet(out / "samples.png", network, digits)
