@@ -24,6 +24,7 @@ from benchmarks.s2_overhead import s2_overhead
 from benchmarks.smalldiffusion_speed import smalldiffusion_speed
 from benchmarks.training_speed import exact_target_training
 from benchmarks.tree_figure import tree_figure
+from benchmarks.weak_scaling import weak_scaling
 
 _ONE_BLOCK = ((1, 1),)
 _RESULTS = Path(__file__).parent / "results"
@@ -58,6 +59,7 @@ def main() -> None:
             | block_selection("DiT-XL/2", batch=32, compute_dtype="bfloat16")
         ),
         "tree": lambda: tree_figure(_RESULTS / "tree_figure.png"),
+        "weak-scaling": weak_scaling,
         "growth": lambda: growth(_RESULTS / f"growth-{options.name}.png"),
     }
     path = _RESULTS / f"{options.name}.json"

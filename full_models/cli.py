@@ -83,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"full-models: {error}", file=sys.stderr)
         return 3
     except Interrupted as error:
-        print(f"\nfull-models: {error}.", file=sys.stderr)
+        how = "with --resume " if isinstance(command, Generate) else ""
+        print(
+            f"\nfull-models: {error}; the same command {how}goes on.", file=sys.stderr
+        )
         return 128 + error.signal
     except KeyboardInterrupt:
         print("\nfull-models: interrupted.", file=sys.stderr)

@@ -269,3 +269,36 @@ def test_indices_that_cannot_be(indices, first):
             indices=indices,
             first_index=first,
         )
+
+
+@pytest.mark.ci
+def test_weights_go_straight_to_their_devices(tmp_path):
+    """Each layout, divided over four devices: the values of one, in four parts."""
+    output = run_python(
+        f"""
+import jax, numpy as np
+from pathlib import Path
+from flax import nnx
+import gmm_guidance as gg
+from full_models import export_weights, load_weights
+from full_models.config import DiTConfig
+from full_models.dit import DiT
+config = DiTConfig(input_size=4, patch_size=2, in_channels=2, width=16, depth=2,
+    num_heads=2, num_labels=3)
+network = jax.jit(lambda: DiT(config, rngs=nnx.Rngs(0)))()
+mesh = gg.MeshConfig(fsdp=4).build()
+for layout in ("native", "orbax", "diffusers"):
+    path = Path({str(tmp_path)!r}) / (
+        layout + (".safetensors" if layout == "native" else ""))
+    export_weights(network, path, layout)
+    found = load_weights(path, mesh=mesh)
+    kernel = found.blocks.mlp.fc1.kernel[...]
+    assert kernel.addressable_shards[0].data.shape == (2, 4, 64), kernel.sharding
+    for a, b in zip(jax.tree.leaves(network), jax.tree.leaves(found), strict=True):
+        assert b.sharding.mesh == mesh
+        np.testing.assert_array_equal(a, b)
+print("all layouts")
+""",
+        devices=4,
+    )
+    assert "all layouts" in output

@@ -40,9 +40,9 @@ class Compare:
 def compare(config: Compare, reporter: Reporter) -> list[Path]:
     """Run the command; returns the files. Raises as ``sample`` does."""
     with RunFolder(config.out, describe(config)) as folder:
-        network = config.model.load()
-        learned = config.draw.uses_learned_variance(network)
         mesh = config.draw.build_mesh()
+        network = config.model.load(mesh)
+        learned = config.draw.uses_learned_variance(network)
         labels = config.draw.chosen_labels(network)
         decoder = load_decoder(config.vae, network)
         reporter.say(model_line(network))

@@ -68,7 +68,7 @@ def generate(config: Generate, reporter: Reporter) -> list[Path]:
         Interrupted: after SIGINT or SIGTERM, with all files whole.
     """
     mesh = config.draw.build_mesh()
-    network = config.model.load()
+    network = config.model.load(mesh)
     decoder = load_decoder(config.vae, network)
     if is_first():
         reporter.say(f"{model_line(network)}; {mesh.size} devices")

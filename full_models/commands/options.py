@@ -31,12 +31,16 @@ class ModelOptions:
     precision: Precision = "auto"
     """Of matrix products and weights: bfloat16 on accelerators, float32 on a CPU."""
 
-    def load(self) -> DiT:
-        """The network."""
+    def load(self, mesh: Mesh | None = None) -> DiT:
+        """The network, on the devices of a mesh if one is given."""
         narrow = self.resolved_precision() == "bfloat16"
         precision: Any = "bfloat16" if narrow else "float32"
         return load_weights(
-            self.weights, self.model, dtype=precision, compute_dtype=precision
+            self.weights,
+            self.model,
+            dtype=precision,
+            compute_dtype=precision,
+            mesh=mesh,
         )
 
     def describe(self) -> dict[str, Any]:

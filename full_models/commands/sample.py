@@ -54,9 +54,9 @@ def sample(config: Sample, reporter: Reporter) -> list[Path]:
 
         return sample_together(config, description, reporter)
     with RunFolder(config.out, description) as folder:
-        network = config.model.load()
-        learned = config.draw.uses_learned_variance(network)
         mesh = config.draw.build_mesh()
+        network = config.model.load(mesh)
+        learned = config.draw.uses_learned_variance(network)
         rule = config.guidance.rule(network, learned)
         labels = config.draw.chosen_labels(network)
         decoder = load_decoder(config.vae, network)

@@ -30,7 +30,7 @@ def sample_together(
     work = config.out.with_name(f"{config.out.name}.shards")
     _check_vacant_together(config.out, description)
     mesh = config.draw.build_mesh()
-    network = config.model.load()
+    network = config.model.load(mesh)
     decoder = load_decoder(config.vae, network)
     if is_first():
         reporter.say(f"{model_line(network)}; {mesh.size} devices")

@@ -61,7 +61,7 @@ def sweep(config: Sweep, reporter: Reporter) -> list[Path]:
     cells = read_grid(config.file, fields)
     runs = [_command(config, cell) for cell in cells]
     if not config.show:
-        network = config.model.load()
+        network = config.model.load(runs[0].draw.build_mesh())
         decoder = load_decoder(config.vae, network)
         if is_first():
             reporter.say(f"{model_line(network)}; {len(runs)} settings")

@@ -17,6 +17,7 @@ import numpy as np
 from full_models.weights.messages import listed
 from full_models.weights.stored import Spec, Stored
 from gmm_guidance.checkpoint import named_leaves
+from gmm_guidance.sharding import put
 
 Module = TypeVar("Module")
 
@@ -103,7 +104,8 @@ def fill(
     Memory: the parameters once, and the largest of them a second time.
 
     Args:
-        abstract: the module with shapes in place of arrays (``jax.eval_shape``).
+        abstract: the module with shapes in place of arrays (``jax.eval_shape``);
+            arrays go to the ``sharding`` of their shape where it has one.
         layout: its layout.
         stored: the tensors.
         origin: the file, for messages.
@@ -122,15 +124,19 @@ def fill(
         differing = sorted(leaves.keys() ^ layout.entries.keys())
         raise ValueError(f"the layout and the module disagree on {differing}.")
     arrays = [
-        _on_device(_build(layout.entries[name], leaf.shape, stored, dtype))
+        _on_device(
+            _build(layout.entries[name], leaf.shape, stored, dtype),
+            getattr(leaf, "sharding", None),
+        )
         for name, leaf in leaves.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
-def _on_device(array: np.ndarray) -> jax.Array:
+def _on_device(array: np.ndarray, sharding: Any) -> jax.Array:
     """One copy, waited for: else several large parameters are held twice at once."""
-    return jax.block_until_ready(jax.device_put(array))
+    placed = jax.device_put(array) if sharding is None else put(array, sharding)
+    return jax.block_until_ready(placed)
 
 
 def check_names(layout: Layout, stored: Mapping[str, Spec], origin: str) -> None:

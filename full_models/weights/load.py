@@ -9,13 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from full_models.config import DiTConfig, DType
 from full_models.dit import DiT
+from full_models.placement import DIT_RULES
 from full_models.weights.fill import fill
 from full_models.weights.find import find_weights
 from full_models.weights.native import load_orbax
 from full_models.weights.settle import settle
+from gmm_guidance.sharding import placements
 
 
 def load_weights(
@@ -25,6 +28,7 @@ def load_weights(
     dtype: Any = None,
     compute_dtype: DType | None = None,
     root: str | None = None,
+    mesh: Mesh | None = None,
 ) -> DiT:
     """A network with the weights of a file or folder.
 
@@ -54,6 +58,8 @@ def load_weights(
         compute_dtype: type of matrix products; that of the configuration by default.
         root: the entry of a ``.pt`` file that holds the weights; ``"ema"`` by default
             if there is one.
+        mesh: devices (``MeshConfig.build``) that hold the parameters, divided as
+            ``DIT_RULES`` say; each goes straight to its own.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
@@ -67,6 +73,12 @@ def load_weights(
     if compute_dtype is not None:
         settled = dataclasses.replace(settled, compute_dtype=compute_dtype)
     abstract = jax.eval_shape(lambda: DiT(settled, rngs=nnx.Rngs(0)))
+    if mesh is not None:
+        abstract = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            abstract,
+            placements(abstract, mesh, DIT_RULES),
+        )
     if found.stored is None:
         return load_orbax(found.origin, abstract, dtype)
     layout = found.layout(settled, abstract)

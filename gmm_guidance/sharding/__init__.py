@@ -8,7 +8,7 @@ from gmm_guidance.sharding.mesh import (
     batch_sharding,
     num_batch_parts,
 )
-from gmm_guidance.sharding.placement import PathRules, place, placements, replicate
+from gmm_guidance.sharding.placement import PathRules, place, placements, put, replicate
 from gmm_guidance.sharding.program_cost import Collective, ProgramCost, program_cost
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "place",
     "placements",
     "program_cost",
+    "put",
     "replicate",
     "shard_batch",
 ]

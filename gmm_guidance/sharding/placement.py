@@ -38,7 +38,7 @@ def placements(tree: Any, mesh: Mesh, rules: PathRules = ()) -> Any:
 
 def place(tree: Any, mesh: Mesh, rules: PathRules = ()) -> Any:
     """The tree with its arrays placed by rules; each process passes the same values."""
-    return jax.tree.map(_put, tree, placements(tree, mesh, rules))
+    return jax.tree.map(put, tree, placements(tree, mesh, rules))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -49,16 +49,17 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
         is_array = isinstance(leaf, (jax.Array, np.ndarray, np.generic))
         if not is_array or isinstance(leaf, jax.core.Tracer) or _is_on(leaf, mesh):
             return leaf
-        return _put(leaf, NamedSharding(mesh, PartitionSpec()))
+        return put(leaf, NamedSharding(mesh, PartitionSpec()))
 
     return jax.tree.map(move, tree)
 
 
-def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array on the devices of a sharding; each process passes the same values."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _put(jax.random.key_data(leaf), sharding)
+        data = put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     values = np.asarray(leaf)
     # Each process fills its own devices: nothing is sent.
