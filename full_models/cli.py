@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +59,9 @@ _RUN: dict[type, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _terminate)
     try:
         command: Any = tyro.cli(
             _Command,
@@ -88,10 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"\nfull-models: {error}; the same command {how}goes on.", file=sys.stderr
         )
         return 128 + error.signal
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nfull-models: interrupted.", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """End like an interruption: temporary files are removed on the way."""
+    raise KeyboardInterrupt(number)
 
 
 def _shown(paths: list[Path]) -> list[Path]:

@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,20 +49,29 @@ class ProcessOptions:
         """Join the other processes, if there are any; before JAX is used.
 
         Raises:
-            RuntimeError: if they cannot be reached within two minutes.
+            OSError: if they cannot be found, or reached within two minutes.
         """
         if self.num_processes is None or self.num_processes == 1:
             return
+        if self.coordinator is not None and self.process_id != 0:
+            _wait_for(self.coordinator)  # JAX would abort, with a stack trace
         # JAX would take SIGTERM for itself; runs end at a shard of their own accord.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(
-            self.coordinator,
-            self.num_processes,
-            self.process_id,
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_SILENCE_SECONDS,
-            shutdown_timeout_seconds=_SILENCE_SECONDS,
-        )
+        try:
+            jax.distributed.initialize(
+                self.coordinator,
+                self.num_processes,
+                self.process_id,
+                initialization_timeout=_START_SECONDS,
+                heartbeat_timeout_seconds=_SILENCE_SECONDS,
+                shutdown_timeout_seconds=_SILENCE_SECONDS,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise OSError(
+                f"the {self.num_processes} processes did not find each other "
+                f"({str(error).splitlines()[0]}); give each --coordinator host:port of "
+                f"the first and its own --process-id."
+            ) from error
 
 
 class LostProcess(RuntimeError):
@@ -77,11 +88,31 @@ def check_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # of unknown or absent platforms
         wanted = os.environ.get("JAX_PLATFORMS") or "any"
+        detail = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise OSError(
             f"JAX must find a device of the platform asked for (JAX_PLATFORMS: "
-            f"{wanted}), but there is none {error}; install the JAX of this "
+            f"{wanted}), but there is none{detail}; install the JAX of this "
             f"accelerator, or set JAX_PLATFORMS=cpu."
         ) from error
+
+
+def _wait_for(address: str) -> None:
+    """Wait until the first process listens."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"coordinator must be host:port, got {address!r}.")
+    until = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise OSError(
+                    f"the first process does not answer at {address} ({error}); start "
+                    f"it, and check --coordinator."
+                ) from error
+        time.sleep(0.2)
 
 
 def is_first() -> bool:

@@ -29,9 +29,19 @@ class atomic:
     def __exit__(self, kind: Any, *details: Any) -> None:
         if kind is None:
             os.chmod(self.temporary, default_mode())
+            to_disk(self.temporary)
             os.replace(self.temporary, self.path)
         else:
             self.temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Not only to the cache: a rename must not survive a power cut without its file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class atomic_folder:

@@ -64,18 +64,21 @@ def test_one_device_eight_and_two_processes_make_the_same_bytes(tmp_path):
     assert contents(tmp_path / "two") == one
 
 
-def test_sample_together_is_sample_alone(tmp_path):
+def test_sample_draws_the_same_on_any_devices_and_by_two_processes(tmp_path):
     options = [*DECODED, *QUICK, "--num", "6", "--labels", "1,2"]
     alone = ["sample", *options, "--out", str(tmp_path / "alone")]
     assert cli.main(alone) == 0
+    many = full_models([*alone[:-1], str(tmp_path / "many")], devices=4)
+    assert finish(many)[0] == 0
     pair = together(["sample", *options, "--out", str(tmp_path / "two")], 2, 1)
     ends = [finish(process) for process in pair]
     assert [status for status, _ in ends] == [0, 0], ends
     assert "run.json" in ends[0][1] and "run.json" not in ends[1][1]
-    with np.load(tmp_path / "two" / "samples.npz") as two:
-        with np.load(tmp_path / "alone" / "samples.npz") as one:
-            for name in ("samples", "arr_0", "labels"):
-                np.testing.assert_array_equal(two[name], one[name])
+    with np.load(tmp_path / "alone" / "samples.npz") as one:
+        for other in ("two", "many"):
+            with np.load(tmp_path / other / "samples.npz") as found:
+                for name in ("samples", "arr_0", "labels"):
+                    np.testing.assert_array_equal(found[name], one[name])
     manifest = json.loads((tmp_path / "two/shards/manifest.json").read_text())
     assert len(manifest["shards"]) == 3
     assert not (tmp_path / "two.shards").exists()
@@ -139,6 +142,62 @@ def test_a_signal_ends_the_command_and_says_how_to_go_on(tmp_path, number):
     plan = read_plan(out)
     made = [s for s in plan.shards() if (out / f"{s.name}.npz").exists()]
     assert all(shard_fault(out, plan, shard) is None for shard in made)
+
+
+def test_sigterm_on_sample_leaves_nothing_behind(tmp_path):
+    options = ["--num", "4000", "--steps", "500", "--out", str(tmp_path / "out")]
+    process = full_models(["sample", *WEIGHTS, *options])
+    until = time.monotonic() + 60
+    while not list(tmp_path.iterdir()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    status, output = finish(process)
+    assert status == 128 + signal.SIGTERM and "interrupted" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+GRID = """
+num = 6
+steps = 2
+batch_size = 2
+shard_size = 4
+[[rules]]
+name = "cfg"
+s2_scale = 0.0
+cfg_scale = [1.0, 2.0]
+[[rules]]
+name = "s2"
+window = [0.0, 1.0]
+cfg_scale = 2.0
+"""
+
+
+def test_a_sweep_fills_what_is_missing_and_shows_it(tmp_path, capsys):
+    grid, out = tmp_path / "grid.toml", tmp_path / "out"
+    grid.write_text(GRID)
+    run = ["sweep", "--file", str(grid), *DECODED, "--out", str(out)]
+    assert cli.main([*run, "--show"]) == 0
+    assert capsys.readouterr().out.count("to do") == 3 and not out.exists()
+    assert cli.main(run) == 0
+    assert capsys.readouterr().out.count("complete") == 3
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["cfg_cfg_scale-1", "cfg_cfg_scale-2", "s2"]
+    before = contents(out)
+    (out / "cfg_cfg_scale-2" / "manifest.json").unlink()
+    (out / "cfg_cfg_scale-2" / "shard-00001.npz").unlink()
+    (out / "cfg_cfg_scale-2" / "shard-00001.json").unlink()
+    assert cli.main([*run, "--show"]) == 0
+    assert "4 / 6" in capsys.readouterr().out
+    assert cli.main(run) == 0
+    printed = capsys.readouterr().out
+    assert "cfg_cfg_scale-2: 6 samples in 2 shards, 1 to make" in printed
+    assert printed.count("to make") == 1
+    assert contents(out) == before
+    grid.write_text(GRID.replace("steps = 2", "steps = 3"))
+    assert cli.main(run) == 2
+    assert "draw.steps is 2, expected 3" in capsys.readouterr().err
+    assert contents(out) == before
 
 
 def test_processes_with_different_options_are_refused(tmp_path):

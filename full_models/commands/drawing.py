@@ -18,7 +18,6 @@ from full_models.placement import place_dit
 from full_models.sampler import Batch, MeshSampler
 from full_models.vae import VAEDecoder, load_vae
 from gmm_guidance.reporter import Reporter
-from gmm_guidance.sharding import num_batch_parts
 
 
 class Drawn(NamedTuple):
@@ -71,8 +70,8 @@ def draw(
     Raises:
         MemoryError: if the batch does not fit, naming one that does.
     """
-    # No larger than needed when the images are few.
-    size = min(options.batch_size, -(-options.num // num_batch_parts(mesh)))
+    # Not by the number of devices: what one computes together decides the last bits.
+    size = min(options.batch_size, options.num)
     # The weights are placed already, and count as used.
     check_memory(network.config, num_rows(rule, network), size, 0)
     schedule, solver = options.schedule(network), options.solver_for(network)

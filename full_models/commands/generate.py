@@ -120,10 +120,7 @@ def generate_with(
             )
         except Interrupted:
             if is_first():
-                reporter.say(
-                    f"interrupted; {config.out} is in order. Go on with the same "
-                    f"command and --resume."
-                )
+                reporter.say(f"interrupted; all that is in {config.out} is whole")
             raise
         manifest = finish(config.out, plan)
         if manifest is None:
@@ -153,8 +150,7 @@ def execution(options: DrawOptions, mesh: Mesh) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "fsdp": mesh.shape["fsdp"],
         "tensor": mesh.shape["tensor"],
-        "platform": found["platform"],
-        "jax": found["jax"],
+        **{k: found[k] for k in ("platform", "device", "jax", "gmm_guidance")},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,15 @@ def sample_together(
     decoder = load_decoder(config.vae, network)
     if is_first():
         reporter.say(f"{model_line(network)}; {mesh.size} devices")
+    size = min(config.draw.batch_size, config.draw.num)
     command = Generate(
         model=config.model,
         out=work,
         vae=config.vae,
-        draw=config.draw,
+        # As alone: no larger than the images are many.
+        draw=dataclasses.replace(config.draw, batch_size=size),
         guidance=config.guidance,
-        shard_size=config.draw.batch_size * len(batch_parts(mesh)),
+        shard_size=size * len(batch_parts(mesh)),
         keep_latents=True,
         resume=True,
         processes=config.processes,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 from rich.table import Table
 
 import gmm_guidance as gg
@@ -36,6 +35,8 @@ class Sweep:
     model: ModelOptions
     vae: Path | None = None
     """Folder or file of the VAE (diffusers). Without it latents stay latents."""
+    mesh: str = DrawOptions.mesh
+    """Devices that divide the images, the weights of each block and its products."""
     show: bool = False
     """Only show the table of what is done."""
     processes: ProcessOptions = ProcessOptions()
@@ -53,7 +54,9 @@ def sweep(config: Sweep, reporter: Reporter) -> list[Path]:
         OSError: as ``generate``.
         Interrupted: after SIGINT or SIGTERM, with all files whole.
     """
-    fields = defaults_of(_DRAW, _GUIDANCE) | {
+    fields = defaults_of(_DRAW, _GUIDANCE)
+    fields.pop("mesh")  # of the whole sweep
+    fields |= {
         "shard_size": 500,
         "format": "npz",
         "keep_latents": False,
@@ -61,15 +64,17 @@ def sweep(config: Sweep, reporter: Reporter) -> list[Path]:
     cells = read_grid(config.file, fields)
     runs = [_command(config, cell) for cell in cells]
     if not config.show:
-        network = config.model.load(runs[0].draw.build_mesh())
+        mesh = gg.MeshConfig.parse(config.mesh).build()
+        network = config.model.load(mesh)
         decoder = load_decoder(config.vae, network)
         if is_first():
             reporter.say(f"{model_line(network)}; {len(runs)} settings")
         for run in runs:  # a mistake in the last setting shows before the first
             rule_of(run, network)
+            if run.out.is_dir():
+                check_plan(run.out, plan_of(run, network, mesh), resume=True)
         for run in runs:
-            mesh = run.draw.build_mesh()
-            if not _checked_complete(run, network, mesh):
+            if not _complete_for_all(run):
                 generate_with(run, network, decoder, mesh, reporter)
     if is_first():
         reporter.console.print(table_of(cells, runs))
@@ -92,7 +97,10 @@ def table_of(cells: list[Cell], runs: list[Generate]) -> Table:
             if any(other.options.get(name) != value for other in cells)
         }
     )
-    table = Table("setting", *varied, "samples", "state")
+    table = Table()
+    table.add_column("setting", overflow="fold")
+    for title in (*varied, "samples", "state"):
+        table.add_column(title)
     for cell, run in zip(cells, runs, strict=True):
         done, total = _progress(run)
         state = "complete" if _is_complete(run) else "begun" if done else "to do"
@@ -111,7 +119,7 @@ def _command(config: Sweep, cell: Cell) -> Generate:
         model=config.model,
         out=config.out / cell.name,
         vae=config.vae,
-        draw=dataclasses.replace(_DRAW, **chosen(_DRAW)),
+        draw=dataclasses.replace(_DRAW, mesh=config.mesh, **chosen(_DRAW)),
         guidance=dataclasses.replace(GuidanceOptions(), **chosen(_GUIDANCE)),
         resume=True,
         processes=config.processes,
@@ -123,13 +131,9 @@ def _is_complete(run: Generate) -> bool:
     return (run.out / MANIFEST).exists()
 
 
-def _checked_complete(run: Generate, network: DiT, mesh: Mesh) -> bool:
-    """Whether all is there, of this very setting; the same in each process."""
-    complete = is_first() and _is_complete(run)
-    if not from_first(np.array([complete]))[0]:
-        return False
-    check_plan(run.out, plan_of(run, network, mesh), resume=True)
-    return True
+def _complete_for_all(run: Generate) -> bool:
+    """Whether all is there; the same answer in each process."""
+    return bool(from_first(np.array([is_first() and _is_complete(run)]))[0])
 
 
 def _progress(run: Generate) -> tuple[int, int]:

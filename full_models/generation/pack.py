@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
+from full_models.generation.lock import DirectoryLock
 from full_models.generation.plan import Plan, read_plan
 from full_models.generation.run import MANIFEST
-from full_models.generation.shards import read_shard, shard_fault
+from full_models.generation.shards import read_shard
 from full_models.images import save_png
 from gmm_guidance.files import atomic, atomic_folder
 
@@ -59,8 +62,16 @@ def pack(run: Path, out: Path, layout: PackLayout, progress: Progress) -> Path:
     Raises:
         FileNotFoundError: if there is no set.
         FileExistsError: if the result is there already.
+        BlockingIOError: if a run is at work there.
         ValueError: if the set is not complete, a shard is damaged, or it has no images.
     """
+    with contextlib.ExitStack() as stack:
+        if os.access(run, os.W_OK):  # else nobody changes it meanwhile
+            stack.enter_context(DirectoryLock(run))
+        return _pack(run, out, layout, progress)
+
+
+def _pack(run: Path, out: Path, layout: PackLayout, progress: Progress) -> Path:
     plan = complete_plan(run)
     first = read_shard(run, plan, plan.shards()[0]).images
     if first is None:
@@ -82,12 +93,6 @@ def pack(run: Path, out: Path, layout: PackLayout, progress: Progress) -> Path:
     with atomic_folder(path) as temporary:
         _write_folder(temporary, plan.labels, images, layout == "by-label")
     return path
-
-
-def faults(run: Path, plan: Plan) -> dict[str, str]:
-    """Shards of a directory that are absent or damaged, by name."""
-    found = {s.name: shard_fault(run, plan, s) for s in plan.shards()}
-    return {name: fault for name, fault in found.items() if fault is not None}
 
 
 def _images(run: Path, plan: Plan, progress: Progress) -> Iterator[np.ndarray]:

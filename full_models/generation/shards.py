@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from full_models.generation.plan import Plan, Shard
 from full_models.images import save_png
-from gmm_guidance.files import atomic, atomic_folder, write_text
+from gmm_guidance.files import atomic, atomic_folder, to_disk, write_text
 
 _CHUNK = 1 << 22
 
@@ -65,13 +64,13 @@ def write_shard(out: Path, plan: Plan, shard: Shard, arrays: ShardArrays) -> Non
                 index=indices,
                 **kept,
             )
-            _to_disk(file)
     else:
         with atomic_folder(path) as temporary:
             for name, image in zip(
                 image_names(indices, arrays.labels), _images(arrays), strict=True
             ):
                 save_png(temporary / name, image)
+                to_disk(temporary / name)
     record = {
         "first": shard.first,
         "count": shard.count,
@@ -166,12 +165,6 @@ def _read_images(path: Path) -> Iterator[np.ndarray]:
         with Image.open(file) as image:
             pixels = np.asarray(image)
         yield pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _to_disk(file: Any) -> None:
-    """Not only to the cache: a record must not outlive its shard in a power cut."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _remove(path: Path) -> None:
