@@ -42,6 +42,22 @@ def weak_scaling(
     return result
 
 
+def growth_with_devices(counted: dict[str, Any]) -> dict[str, Any]:
+    """The counts as an axis of growth: samples grow with the devices."""
+    entry = next(e for title, e in counted.items() if "scaling, data" in title)
+    return {
+        "growth with devices, counted": {
+            "axis": "devices, samples with them",
+            "values": entry["devices"],
+            "operations": entry["flops"],
+            "memory_mib": [b / 2**20 for b in entry["temporary_bytes"]],
+            "collectives": entry["collectives"],
+            "operations_expected": "flat",
+            "operations_verdict": "as expected" if entry["flat"] else "not as expected",
+        }
+    }
+
+
 def _count(model: str, per_device: int, kind: str, devices: int) -> dict[str, Any]:
     """In a process of its own, since the number of devices is fixed at its start."""
     environment = {

@@ -61,6 +61,7 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}.")
         self.folder = None if folder is None else Path(folder)
+        self._absolute = Path(folder or "").absolute()  # as orbax wants it
         self._description = json.loads(json.dumps(description))
         self._keep = keep
         self._seconds_between = seconds_between
@@ -219,9 +220,7 @@ class Checkpoints:
             )
             self._quiet.enter_context(_without_log())
             with self._writing():
-                self._manager = ocp.CheckpointManager(
-                    self._folder().absolute(), options=options
-                )
+                self._manager = ocp.CheckpointManager(self._absolute, options=options)
         return self._manager
 
     def _close(self) -> None:
@@ -246,10 +245,6 @@ class Checkpoints:
                 f"{self.folder} must be writable, but writing a checkpoint failed "
                 f"({_brief(error)}). Free some space, or name another folder."
             ) from error
-
-    def _folder(self) -> Path:
-        assert self.folder is not None
-        return self.folder
 
     def _read(self, step: int, like: Callable[[int], Any]) -> Any:
         record = self._read_record(step)
@@ -297,7 +292,7 @@ class Checkpoints:
 
     def _read_item(self, step: int, **items: Any) -> Any:
         ocp = _orbax()
-        path = (self._folder() / str(step)).absolute()
+        path = self._absolute / str(step)
         handler = ocp.CompositeCheckpointHandler()
         with _without_log(), ocp.Checkpointer(handler) as reader:
             found = reader.restore(path, args=ocp.args.Composite(**items))

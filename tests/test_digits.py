@@ -68,6 +68,7 @@ def test_classifier_is_scikit_learns():
     assert ours.accuracy(held, digits.held_labels) > 0.97
 
 
+@pytest.mark.ci
 def test_real_images_read_as_the_floors():
     """Shuffled labels, noise, copies and a single class are told from them."""
     digits = load_digits()

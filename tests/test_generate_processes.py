@@ -14,7 +14,8 @@ from full_models.generation.plan import read_plan
 from full_models.generation.shards import shard_fault
 from tests.processes import full_models, together
 
-pytestmark = pytest.mark.ci
+# CI takes a case of each kind, the slow lane the rest.
+ci = pytest.mark.ci
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = ["--weights", str(GOLDEN / "dit" / "diffusers")]
@@ -47,6 +48,7 @@ def wait_for_shards(out, count, seconds=120):
         time.sleep(0.01)
 
 
+@ci
 def test_one_device_eight_and_two_processes_make_the_same_bytes(tmp_path):
     options = ("--num", "21", "--shard-size", "8", "--labels", "random")
     runs = {
@@ -64,6 +66,7 @@ def test_one_device_eight_and_two_processes_make_the_same_bytes(tmp_path):
     assert contents(tmp_path / "two") == one
 
 
+@ci
 def test_sample_draws_the_same_on_any_devices_and_by_two_processes(tmp_path):
     options = [*DECODED, *QUICK, "--num", "6", "--labels", "1,2"]
     alone = ["sample", *options, "--out", str(tmp_path / "alone")]
@@ -84,7 +87,9 @@ def test_sample_draws_the_same_on_any_devices_and_by_two_processes(tmp_path):
     assert not (tmp_path / "two.shards").exists()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    "victim", [pytest.param(0, marks=ci), pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_a_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, victim):
     out = tmp_path / "out"
     arguments = ["generate", *WEIGHTS, *LONG, "--num", "6000", "--shard-size", "4"]
@@ -111,6 +116,7 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, victim
     assert all(shard_fault(out, plan, shard) is None for shard in recorded)
 
 
+@ci
 def test_a_restart_after_a_kill_makes_the_same_bytes(tmp_path):
     """Killed alone, gone on together: fewer shards than would take long."""
     options = ("--num", "40", "--shard-size", "4")
@@ -128,7 +134,13 @@ def test_a_restart_after_a_kill_makes_the_same_bytes(tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=ci),
+    ],
+)
 def test_a_signal_ends_the_command_and_says_how_to_go_on(tmp_path, number):
     out = tmp_path / "out"
     arguments = ["generate", *WEIGHTS, *LONG, "--num", "6000", "--shard-size", "4"]
@@ -144,6 +156,7 @@ def test_a_signal_ends_the_command_and_says_how_to_go_on(tmp_path, number):
     assert all(shard_fault(out, plan, shard) is None for shard in made)
 
 
+@ci
 def test_sigterm_on_sample_leaves_nothing_behind(tmp_path):
     options = ["--num", "4000", "--steps", "500", "--out", str(tmp_path / "out")]
     process = full_models(["sample", *WEIGHTS, *options])
@@ -173,6 +186,7 @@ cfg_scale = 2.0
 """
 
 
+@ci
 def test_a_sweep_fills_what_is_missing_and_shows_it(tmp_path, capsys):
     grid, out = tmp_path / "grid.toml", tmp_path / "out"
     grid.write_text(GRID)
@@ -200,6 +214,7 @@ def test_a_sweep_fills_what_is_missing_and_shows_it(tmp_path, capsys):
     assert contents(out) == before
 
 
+@ci
 def test_processes_with_different_options_are_refused(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -62,6 +62,7 @@ def test_the_arithmetic_is_that_of_the_passes():
     assert judge(masks, masks + 1.0, "linear")["points_fitted"] == 3
 
 
+@pytest.mark.ci
 def test_memory_of_batches_does_not_depend_on_the_number_of_samples(tmp_path):
     entry = samples_in_batches(QUICK)
     assert len(set(entry["memory_mib"])) == 1

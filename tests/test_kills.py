@@ -17,7 +17,7 @@ def test_a_few_kills_of_generate(tmp_path):
     survived(kill_again_and_again(job, tmp_path, 2, 1, lambda done: None), 2)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_a_kill_of_training(tmp_path):
     pytest.importorskip("sklearn", reason="the digits need scikit-learn")
     job = training(

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.growth.axes import AXES, FULL, QUICK
 from benchmarks.growth.figure import growth_figure
+from benchmarks.weak_scaling import growth_with_devices, weak_scaling
 
 
 def growth(out: Path, quick: bool = False) -> dict[str, Any]:
@@ -16,5 +17,7 @@ def growth(out: Path, quick: bool = False) -> dict[str, Any]:
     for measure in AXES:
         entry = measure(sizes)
         results[f"growth with {entry['axis']}"] = entry
+    if not quick:
+        results |= growth_with_devices(weak_scaling())
     growth_figure(results, out)
     return results

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -252,19 +251,3 @@ class _Speed:
             return ""
         self._images += images
         return f"{self._images / max(self._clock() - self._begun, 1e-9):.3g} images/s"
-
-
-def record_of_run(out: Path) -> dict[str, Any]:
-    """The manifest of a complete directory.
-
-    Raises:
-        ValueError: if it is not complete.
-    """
-    path = out / MANIFEST
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{out} is no complete set of samples ({error}); finish it with generate "
-            f"--resume."
-        ) from error
