@@ -90,7 +90,7 @@ def test_sample_draws_the_same_on_any_devices_and_by_two_processes(tmp_path):
 @pytest.mark.parametrize(
     "victim", [pytest.param(0, marks=ci), pytest.param(1, marks=pytest.mark.slow)]
 )
-def test_a_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, victim):
+def test_a_killed_process_ends_the_others_and_leaves_whole_shards(tmp_path, victim):
     out = tmp_path / "out"
     arguments = ["generate", *WEIGHTS, *LONG, "--num", "6000", "--shard-size", "4"]
     arguments += ["--out", str(out)]

@@ -177,6 +177,7 @@ def test_a_made_up_experiment(out):
     assert "toy-experiments claims" in text
 
 
+@pytest.mark.ci
 def test_every_number_and_figure_of_real_results(real):
     path = write_report(real, real / "page.html")
     check_self_contained(path)
@@ -194,6 +195,7 @@ def test_every_number_and_figure_of_real_results(real):
     assert "toy-experiments run distributions" in text
 
 
+@pytest.mark.ci
 def test_panel_data_are_the_explorers_arrays(real):
     path = write_report(real, real / "page.html")
     (text,) = [t for t in Page(path).content("script") if t.startswith("{")]
@@ -218,6 +220,7 @@ def test_panel_data_are_the_explorers_arrays(real):
     )
 
 
+@pytest.mark.ci
 def test_same_results_give_the_same_bytes(real, tmp_path):
     first = write_report(real, tmp_path / "a.html").read_bytes()
     shutil.copytree(real, tmp_path / "elsewhere")
@@ -249,6 +252,7 @@ def test_verdicts_are_matched_whole():
     assert {text: verdict_class(text) for text in classes} == classes
 
 
+@pytest.mark.ci
 def test_the_command_prints_the_path(real, tmp_path, capsys):
     page = tmp_path / "new" / "page.html"
     assert report("--out", str(real), "--page", str(page)) == 0
