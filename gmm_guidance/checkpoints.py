@@ -24,6 +24,7 @@ import numpy as np
 
 from gmm_guidance.checkpoint import differences, named_leaves
 from gmm_guidance.checksums import checksums
+from gmm_guidance.directory_lock import DirectoryLock
 
 # What orbax appends to the name of a folder that it has not finished.
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -36,7 +37,8 @@ class Checkpoints:
     on. A checkpoint appears under its name when all of it is written; each array and
     the description have checksums, so that a damaged checkpoint is never used.
 
-    A context, whose end waits for the writing. In runs of several processes each makes
+    A context, which holds the folder for this run and waits for the writing at its end.
+    In runs of several processes each makes
     the same calls with the same folder.
 
     Args:
@@ -48,6 +50,7 @@ class Checkpoints:
 
     Raises:
         ValueError: if the folder is a file, or has other content.
+        BlockingIOError: on entry, if another process trains with it.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Checkpoints:
         self._seconds_between = seconds_between
         self._manager: Any = None
         self._quiet = contextlib.ExitStack()
+        self._held = contextlib.ExitStack()
         self._broken = False
         # Not the time of day, which may be set back.
         self._saved_at = time.monotonic()
@@ -193,6 +197,20 @@ class Checkpoints:
         _await_others()
 
     def __enter__(self) -> Checkpoints:
+        if self.folder is not None and jax.process_index() == 0:
+            # Beside it: the folder goes with the run.
+            lock = DirectoryLock(self.folder.parent, f".{self.folder.name}.lock")
+            try:
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                self._held.enter_context(lock)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"{self.folder} must be writable, but its place is not "
+                    f"({error.strerror}). Free some space, or name another folder",
+                ) from error
         return self
 
     def __exit__(
@@ -201,13 +219,14 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            self._close()
-        except OSError as failure:
-            if error is None:
-                raise
-            # What ended the run comes first; this must not go unsaid.
-            error.add_note(str(failure))
+        with self._held:
+            try:
+                self._close()
+            except OSError as failure:
+                if error is None:
+                    raise
+                # What ended the run comes first; this must not go unsaid.
+                error.add_note(str(failure))
 
     def _open(self) -> Any:
         if self._manager is None:

@@ -77,6 +77,8 @@ class Interruption:
             Interruption._outer = None
             for number, former in self._former.items():
                 signal.signal(number, former)
+            if details[0] is None:
+                self.leave()  # a signal that came too late for the work is not lost
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

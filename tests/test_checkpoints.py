@@ -391,3 +391,14 @@ def test_arrays_divided_over_devices(tmp_path):
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         check=True,
     )
+
+
+def test_a_folder_that_another_run_uses_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    with Checkpoints(folder, {}):
+        with pytest.raises(BlockingIOError, match="in use by another process"):
+            with Checkpoints(folder, {}):
+                pass
+    with Checkpoints(folder, {}):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -28,6 +28,7 @@ from full_models.digits.rules import Setting, settings
 from full_models.digits.runs import network_path, read_run
 from full_models.digits.train import DigitsTraining, train_digits
 from gmm_guidance.checkpoints import stored_steps
+from gmm_guidance.directory_lock import DirectoryLock
 from gmm_guidance.reporter import Reporter
 
 TINY = DigitsTraining(
@@ -147,6 +148,7 @@ import sys, time
 from pathlib import Path
 from full_models import training
 from full_models.digits import train
+from gmm_guidance.directory_lock import DirectoryLock
 from gmm_guidance.reporter import Reporter
 
 training._CHECKPOINT_SECONDS = 0.0
@@ -165,7 +167,7 @@ with Reporter() as reporter:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_killed_training_goes_on_exactly(runs, tmp_path):
     """A process that had no time to say goodbye."""
     process = subprocess.Popen([sys.executable, "-c", _SLOW_TRAINING, str(tmp_path)])
@@ -339,3 +341,10 @@ def test_damaged_record_and_page_without_marks(runs, tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(ValueError, match="must hold the lines"):
         write_page(tmp_path, page)
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    with DirectoryLock(tmp_path), Reporter() as reporter:
+        with pytest.raises(BlockingIOError, match="in use by another process"):
+            train_digits(TINY, tmp_path, reporter)
+    assert list(tmp_path.iterdir()) == []

@@ -16,12 +16,12 @@ from full_models import processes
 from full_models.generation import run as run_module
 from full_models.generation import shards as shards_module
 from full_models.generation.grid import read_grid
-from full_models.generation.lock import DirectoryLock
 from full_models.generation.pack import complete_plan, pack
 from full_models.generation.plan import make_plan, read_plan
 from full_models.generation.run import finish, make_shards, prepared
 from full_models.generation.shards import checksum, read_shard, shard_fault
 from full_models.sampler import Batch
+from gmm_guidance.directory_lock import DirectoryLock
 from gmm_guidance.interruption import Interrupted
 from gmm_guidance.reporter import Reporter
 from tests.processes import run_python, start
@@ -258,7 +258,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path):
 def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from full_models.generation.lock import DirectoryLock\n"
+        "from gmm_guidance.directory_lock import DirectoryLock\n"
         f"with DirectoryLock(Path({str(tmp_path)!r})):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )

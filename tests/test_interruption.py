@@ -63,3 +63,8 @@ def test_other_threads_change_no_handler():
     thread.start()
     thread.join()
     assert found == [True, True]
+
+
+def test_a_signal_that_nobody_looked_at_is_not_lost():
+    with pytest.raises(Interrupted), Interruption():
+        os.kill(os.getpid(), signal.SIGINT)

@@ -58,7 +58,7 @@ def sample_together(
         samples, images = _joined(work, plan)
         write_samples(folder.path, samples, images, plan.labels)
         shutil.copytree(work, folder.path / "shards")
-        (folder.path / "shards" / ".lock").unlink()
+        (folder.path / "shards" / ".lock").unlink(missing_ok=True)
         written = folder.finish(results(network, plan.labels))
     shutil.rmtree(work)
     return written

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from full_models.config import DiTConfig
-from full_models.digits.data import load_digits
+from full_models.digits.data import Digits, load_digits
 from full_models.digits.runs import (
     RUN_FILE,
     VERSIONS,
@@ -24,6 +24,7 @@ from full_models.training import DiTTraining, train_dit
 from full_models.weights.export import export_weights
 from gmm_guidance.checkpoint import differences
 from gmm_guidance.checkpoints import discard, stored_steps
+from gmm_guidance.directory_lock import DirectoryLock
 from gmm_guidance.files import jsonable
 from gmm_guidance.reporter import Reporter
 from gmm_guidance.training import TrainingProgress
@@ -112,10 +113,12 @@ def train_digits(
     training equals uninterrupted training bit for bit. A finished folder is left alone.
 
     Raises:
+        BlockingIOError: if another process trains there.
         ValueError: if the folder holds a run of another configuration.
         ImportError: without scikit-learn.
     """
     out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     steps = config.training().kept_steps
     paths = [network_path(out, step) for step in steps]
@@ -128,6 +131,20 @@ def train_digits(
     if _check_folder(out, record) and all(path.exists() for path in written):
         reporter.say(f"{out} is finished: {config.steps} steps, seed {config.seed}.")
         return written
+    with DirectoryLock(out):
+        _train(config, out, reporter, mesh, digits, record)
+    return written
+
+
+def _train(
+    config: DigitsTraining,
+    out: Path,
+    reporter: Reporter,
+    mesh: Mesh | None,
+    digits: Digits,
+    record: dict[str, Any],
+) -> None:
+    steps = config.training().kept_steps
     write_json(out / RUN_FILE, record | {"versions": VERSIONS})
     checkpoint = out / _CHECKPOINT
     _discard_useless(checkpoint, out, steps)
@@ -173,7 +190,6 @@ def train_digits(
     (out / _PROGRESS).unlink(missing_ok=True)
     seconds = finished["seconds"]
     reporter.say(f"trained in {seconds:.0f} s, last loss {curve[-1]['loss']:.4f}")
-    return written
 
 
 def _check_folder(out: Path, record: dict[str, Any]) -> bool:

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from full_models.generation.lock import DirectoryLock
 from full_models.generation.plan import Plan, Shard, check_plan, write_plan
 from full_models.generation.shards import (
     ShardArrays,
@@ -24,6 +23,7 @@ from full_models.generation.shards import (
 )
 from full_models.processes import check_same, from_first, gather, is_first
 from full_models.sampler import Batch, MeshSampler
+from gmm_guidance.directory_lock import DirectoryLock
 from gmm_guidance.files import write_text
 from gmm_guidance.interruption import Interruption
 from gmm_guidance.reporter import Reporter, Task
