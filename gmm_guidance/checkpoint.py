@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from gmm_guidance.files import atomic
 
 
 def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -> Path:
-    """Write a pytree of arrays with a JSON description; complete or not at all."""
+    """Write a pytree of arrays with a JSON description; complete or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     arrays = {
         name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()
     }
@@ -27,8 +32,30 @@ def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+        write_tensors(arrays, temporary, metadata)
     return path
+
+
+def write_tensors(
+    arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: if it cannot be written; safetensors has an error of its own for that.
+    """
+    try:
+        safetensors.numpy.save_file(arrays, path, metadata)
+    except safetensors.SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(
+            number,
+            f"{path.parent} must have room and be writable ({os.strerror(number)}); "
+            f"free some space, or name another place",
+        ) from error
 
 
 def load_description(path: str | os.PathLike) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Files of arrays: exact round trips, and refusals that say what is wrong."""
 
 import dataclasses
+import errno
 import json
 
 import jax
@@ -236,3 +237,18 @@ def test_files_have_the_usual_permissions(tmp_path):
     plain.write_text("x")
     path = save_tree(tmp_path / "tree", {"a": np.zeros(1)}, {})
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    """The writer's own error, as it was seen on a full disk, as Python's."""
+
+    def full(*arguments):
+        raise safetensors.SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device.*free some") as caught:
+        save_tree(tmp_path / "a.safetensors", {"a": np.zeros(3)}, {})
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
-import safetensors.numpy
 
 from full_models.dit import DiT
 from full_models.weights.diffusers_layout import config_to_diffusers, diffusers_layout
@@ -22,7 +21,7 @@ from full_models.weights.native import (
     save_orbax,
 )
 from full_models.weights.official import official_layout
-from gmm_guidance.checkpoint import save_tree
+from gmm_guidance.checkpoint import save_tree, write_tensors
 from gmm_guidance.files import atomic_folder, default_mode
 
 ExportLayout = Literal["diffusers", "official", "native", "orbax"]
@@ -98,7 +97,7 @@ def _write_diffusers(folder: Path, model: DiT, dtype: Any) -> None:
     config = json.dumps(config_to_diffusers(model.config), indent=2, sort_keys=True)
     tensors = dump(model, diffusers_layout(model.config), dtype)
     # diffusers refuses files whose header does not name PyTorch.
-    safetensors.numpy.save_file(tensors, folder / DIFFUSERS_FILE, {"format": "pt"})
+    write_tensors(tensors, folder / DIFFUSERS_FILE, {"format": "pt"})
     os.chmod(folder / DIFFUSERS_FILE, default_mode())  # safetensors keeps it private
     (folder / "config.json").write_text(config + "\n")
 
