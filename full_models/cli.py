@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for path in _shown(written):
                 reporter.say(f"  {path}")
     except (ValueError, OSError, MemoryError, ImportError) as error:
-        print(f"full-models: {error}", file=sys.stderr)
+        print(f"full-models: {_text(error)}", file=sys.stderr)
         return 2
     except LostProcess as error:
         print(f"full-models: {error}", file=sys.stderr)
@@ -97,6 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nfull-models: interrupted.", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
+
+
+def _text(error: Exception) -> str:
+    """A message of ours without the number of the system's error before it."""
+    ours = isinstance(error, OSError) and error.strerror and error.filename is None
+    return error.strerror if ours else str(error)  # type: ignore[attr-defined]
 
 
 def _terminate(number: int, frame: Any) -> None:
