@@ -40,9 +40,21 @@ def run_python(code: str, devices: int = 1, seconds: float = 300) -> str:
     return output
 
 
+def command_line(module: str) -> list[str]:
+    """Python and its options for a module with ``main``, to which arguments are added.
+
+    Where the tests run in the background, SIGINT may be ignored, which is inherited.
+    """
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"from {module} import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return [sys.executable, "-c", code]
+
+
 def full_models(arguments: list[str], devices: int = 1) -> subprocess.Popen[str]:
     """The command line, begun."""
-    return start(["-m", "full_models.cli", *arguments], devices)
+    return start([*command_line("full_models.cli")[1:], *arguments], devices)
 
 
 def together(arguments: list[str], processes: int, devices: int) -> list:

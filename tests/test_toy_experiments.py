@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from gmm_guidance.checkpoints import stored_steps
+from tests.processes import command_line
 from toy_experiments import cli
 from toy_experiments.registry import EXPERIMENTS
 
@@ -143,7 +143,7 @@ def test_interrupted_run_resumes(tmp_path):
     """A real process, interrupted while it trains, goes on from its checkpoint."""
     long = [*FIELDS]
     long[long.index("--networks.well-steps") + 1] = "2000000"
-    command = [sys.executable, "-m", "toy_experiments", "run", "score_fields"]
+    command = [*command_line("toy_experiments.cli"), "run", "score_fields"]
     command += ["--out", str(tmp_path), *long]
 
     def interrupt_beyond(step: int) -> int:
@@ -152,12 +152,15 @@ def test_interrupted_run_resumes(tmp_path):
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         deadline = time.monotonic() + 120
-        while stored_step(tmp_path) <= step:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            while stored_step(tmp_path) <= step:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
         assert process.returncode == 130
         assert "run the same command to go on" in errors
         assert not list(tmp_path.rglob("metrics.json"))
