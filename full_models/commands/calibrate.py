@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 import gmm_guidance as gg
+from full_models.commands.describe import model_line
 from full_models.commands.drawing import machine
 from full_models.commands.options import ModelOptions
-from full_models.commands.sample import model_line
 from full_models.fingerprint import fingerprint
 from full_models.npz import headers, read_array
 from full_models.run_folder import RunFolder

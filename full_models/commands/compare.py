@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
+from full_models.commands.describe import describe, model_line, speed_line
 from full_models.commands.drawing import (
     draw,
     load_decoder,
     machine,
 )
 from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
-from full_models.commands.sample import describe, model_line, speed_line
 from full_models.labels import label_name
 from full_models.run_folder import RunFolder
 from gmm_guidance.reporter import Reporter

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 import gmm_guidance as gg
+from full_models.commands.describe import describe, model_line
 from full_models.commands.drawing import load_decoder, machine
 from full_models.commands.options import (
     DrawOptions,
@@ -17,7 +18,6 @@ from full_models.commands.options import (
     ModelOptions,
     num_rows,
 )
-from full_models.commands.sample import describe, model_line
 from full_models.dit import DiT
 from full_models.generation.plan import Plan, ShardFormat, make_plan
 from full_models.generation.run import finish, make_shards, prepared

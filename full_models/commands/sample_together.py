@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from full_models.commands.describe import model_line
 from full_models.commands.drawing import load_decoder
 from full_models.commands.generate import Generate, generate_with
-from full_models.commands.sample import Sample, model_line, results, write_samples
+from full_models.commands.outputs import results, write_samples
 from full_models.generation.plan import Plan, read_plan
 from full_models.generation.shards import read_shard
 from full_models.processes import LostProcess, gather, is_first
@@ -21,46 +22,34 @@ from gmm_guidance.sharding import batch_parts
 
 
 def sample_together(
-    config: Sample, description: dict[str, Any], reporter: Reporter
+    command: Generate, out: Path, description: dict[str, Any], reporter: Reporter
 ) -> list[Path]:
-    """As ``sample``; shards gather in ``<out>.shards``, where a restart goes on.
+    """As ``sample``; shards gather where ``command`` puts them, and a restart goes on.
 
     When all are there, the first process makes the output directory, which has them and
     their manifest in its folder ``shards``.
     """
-    work = config.out.with_name(f"{config.out.name}.shards")
-    _check_vacant_together(config.out, description)
-    mesh = config.draw.build_mesh()
-    network = config.model.load(mesh)
-    decoder = load_decoder(config.vae, network)
+    _check_vacant_together(out, description)
+    mesh = command.draw.build_mesh()
+    network = command.model.load(mesh)
+    decoder = load_decoder(command.vae, network)
     if is_first():
         reporter.say(f"{model_line(network)}; {mesh.size} devices")
-    size = min(config.draw.batch_size, config.draw.num)
-    command = Generate(
-        model=config.model,
-        out=work,
-        vae=config.vae,
-        # As alone: no larger than the images are many.
-        draw=dataclasses.replace(config.draw, batch_size=size),
-        guidance=config.guidance,
-        shard_size=size * len(batch_parts(mesh)),
-        keep_latents=True,
-        resume=True,
-        processes=config.processes,
-    )
+    size = command.draw.batch_size * len(batch_parts(mesh))
+    command = dataclasses.replace(command, shard_size=size)
     files = generate_with(command, network, decoder, mesh, reporter)
     if not is_first():
         return files
-    with RunFolder(config.out, description) as folder:
-        plan = read_plan(work)
+    with RunFolder(out, description) as folder:
+        plan = read_plan(command.out)
         if plan is None:
-            raise FileNotFoundError(f"{work} vanished; run the command again.")
-        samples, images = _joined(work, plan)
+            raise FileNotFoundError(f"{command.out} vanished; run the command again.")
+        samples, images = _joined(command.out, plan)
         write_samples(folder.path, samples, images, plan.labels)
-        shutil.copytree(work, folder.path / "shards")
+        shutil.copytree(command.out, folder.path / "shards")
         (folder.path / "shards" / ".lock").unlink(missing_ok=True)
         written = folder.finish(results(network, plan.labels))
-    shutil.rmtree(work)
+    shutil.rmtree(command.out)
     return written
 
 

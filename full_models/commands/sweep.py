@@ -10,10 +10,10 @@ import numpy as np
 from rich.table import Table
 
 import gmm_guidance as gg
+from full_models.commands.describe import model_line
 from full_models.commands.drawing import load_decoder
 from full_models.commands.generate import Generate, generate_with, plan_of
 from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
-from full_models.commands.sample import model_line
 from full_models.dit import DiT
 from full_models.generation.grid import Cell, defaults_of, read_grid
 from full_models.generation.plan import check_plan, read_plan
