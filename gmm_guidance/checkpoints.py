@@ -207,9 +207,8 @@ class Checkpoints:
                 raise
             except OSError as error:
                 raise OSError(
-                    error.errno,
                     f"{self.folder} must be writable, but its place is not "
-                    f"({error.strerror}). Free some space, or name another folder",
+                    f"({error.strerror}). Free some space, or name another folder."
                 ) from error
         return self
 
