@@ -106,8 +106,8 @@ class MeshSampler:
         )
         images = self._images(samples)
         return Batch(
-            local_part(samples, self.mesh)[:count],
-            None if images is None else local_part(images, self.mesh)[:count],
+            local_part(samples)[:count],
+            None if images is None else local_part(images)[:count],
         )
 
     def _on_mesh(self, values: np.ndarray, dtype: Any) -> jax.Array:

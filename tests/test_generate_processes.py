@@ -198,7 +198,6 @@ def test_a_sweep_fills_what_is_missing_and_shows_it(tmp_path, capsys):
     names = sorted(p.name for p in out.iterdir())
     assert names == ["cfg_cfg_scale-1", "cfg_cfg_scale-2", "s2"]
     before = contents(out)
-    (out / "cfg_cfg_scale-2" / "manifest.json").unlink()
     (out / "cfg_cfg_scale-2" / "shard-00001.npz").unlink()
     (out / "cfg_cfg_scale-2" / "shard-00001.json").unlink()
     assert cli.main([*run, "--show"]) == 0

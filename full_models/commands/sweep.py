@@ -128,7 +128,8 @@ def _command(config: Sweep, cell: Cell) -> Generate:
 
 
 def _is_complete(run: Generate) -> bool:
-    return (run.out / MANIFEST).exists()
+    done, total = _progress(run)
+    return done == total and (run.out / MANIFEST).exists()
 
 
 def _complete_for_all(run: Generate) -> bool:

@@ -122,7 +122,8 @@ def tilt(
         )
         count = len(standard[0]) * part.num_components
     else:
-        assert key is not None
+        if key is None:
+            raise ValueError("random nodes need a key, got None; pass key=...")
         half = jax.random.normal(key, (quadrature.num_draws // 2, dim), x.dtype)
         # Pairs of opposite draws stand side by side, mostly in one component.
         normal = jnp.stack([half, -half], axis=1).reshape(-1, dim)

@@ -155,7 +155,7 @@ class WindowedTerm(GuidanceRule):
 
     def term(self) -> tuple[Scale, DroppedBlocks, Form]:
         """Weight, source and form of the term."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define term().")
 
     def resolved(self) -> GuidanceRule:
         """The rule inside the window."""

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gmm_guidance.sharding.mesh import batch_sharding, num_batch_parts
+from gmm_guidance.sharding.placement import put
 
 
 def shard_batch(values: Any, mesh: Mesh) -> jax.Array:
@@ -24,12 +25,7 @@ def shard_batch(values: Any, mesh: Mesh) -> jax.Array:
         return jax.lax.with_sharding_constraint(values, sharding)
     if isinstance(values, jax.Array) and values.sharding == sharding:
         return values
-    if sharding.is_fully_addressable:
-        return jax.device_put(values, sharding)
-    whole = np.asarray(values)
-    return jax.make_array_from_callback(
-        whole.shape, sharding, lambda where: whole[where]
-    )
+    return put(values, sharding)
 
 
 def batch_parts(mesh: Mesh) -> list[int]:
@@ -43,7 +39,7 @@ def batch_parts(mesh: Mesh) -> list[int]:
     return sorted({index[0].indices(count)[0] for index in where.values() if index})
 
 
-def local_part(batch: jax.Array, mesh: Mesh) -> np.ndarray:
+def local_part(batch: jax.Array) -> np.ndarray:
     """The samples that this process computed, in the order of ``batch_parts``."""
     if batch.is_fully_addressable:
         return np.asarray(batch)
