@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import importlib
 import json
-import logging
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +22,13 @@ import numpy as np
 from gmm_guidance.checkpoint import differences, named_leaves
 from gmm_guidance.checksums import checksums
 from gmm_guidance.directory_lock import DirectoryLock
+from gmm_guidance.orbax_quiet import (
+    DamagedError,
+    brief,
+    orbax,
+    reading,
+    without_log,
+)
 
 # What orbax appends to the name of a folder that it has not finished.
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -108,7 +112,7 @@ class Checkpoints:
             "arrays": _kinds(arrays),
             "checksums": checksums(arrays),
         }
-        args = _orbax().args
+        args = orbax().args
         items = args.Composite(
             tree=args.StandardSave(_filled(arrays)),
             record=args.JsonSave({"record": record, "sha256": _hash(record)}),
@@ -154,7 +158,7 @@ class Checkpoints:
         for step in reversed(stored_steps(self.folder)):
             try:
                 tree = self._read(step, like)
-            except _DamagedError as error:
+            except DamagedError as error:
                 damaged[step] = str(error)
                 continue
             for newer, reason in damaged.items():
@@ -229,14 +233,14 @@ class Checkpoints:
 
     def _open(self) -> Any:
         if self._manager is None:
-            ocp = _orbax()
+            ocp = orbax()
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
                 save_root_metadata=False,
             )
-            self._quiet.enter_context(_without_log())
+            self._quiet.enter_context(without_log())
             with self._writing():
                 self._manager = ocp.CheckpointManager(self._absolute, options=options)
         return self._manager
@@ -261,7 +265,7 @@ class Checkpoints:
                 raise
             raise OSError(
                 f"{self.folder} must be writable, but writing a checkpoint failed "
-                f"({_brief(error)}). Free some space, or name another folder."
+                f"({brief(error)}). Free some space, or name another folder."
             ) from error
 
     def _read(self, step: int, like: Callable[[int], Any]) -> Any:
@@ -277,11 +281,11 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(wanted), arrays)
 
     def _read_record(self, step: int) -> dict[str, Any]:
-        with _reading():
-            found = self._read_item(step, record=_orbax().args.JsonRestore())
+        with reading():
+            found = self._read_item(step, record=orbax().args.JsonRestore())
             record = found["record"]
             if found["sha256"] != _hash(record) or record["step"] != step:
-                raise _DamagedError("its description has another checksum")
+                raise DamagedError("its description has another checksum")
         return record
 
     def _read_arrays(
@@ -290,9 +294,9 @@ class Checkpoints:
         shapes = {name: _abstract(leaf) for name, leaf in wanted.items()}
         differing = differences(_kinds(shapes), record["arrays"])
         if differing:
-            raise _DamagedError("; ".join(differing[:3]))
-        with _reading():
-            item = _orbax().args.StandardRestore(_filled(shapes))
+            raise DamagedError("; ".join(differing[:3]))
+        with reading():
+            item = orbax().args.StandardRestore(_filled(shapes))
             arrays = dict(self._read_item(step, tree=item))
             for name, shape in shapes.items():
                 if not shape.size:
@@ -302,17 +306,17 @@ class Checkpoints:
             found = checksums({name: arrays[name] for name in wanted})
             bad = [name for name in wanted if found[name] != record["checksums"][name]]
             if bad:
-                raise _DamagedError(
+                raise DamagedError(
                     f"{len(bad)} of {len(wanted)} arrays have another checksum, "
                     f"{bad[0]} among them"
                 )
         return [arrays[name] for name in wanted]
 
     def _read_item(self, step: int, **items: Any) -> Any:
-        ocp = _orbax()
+        ocp = orbax()
         path = self._absolute / str(step)
         handler = ocp.CompositeCheckpointHandler()
-        with _without_log(), ocp.Checkpointer(handler) as reader:
+        with without_log(), ocp.Checkpointer(handler) as reader:
             found = reader.restore(path, args=ocp.args.Composite(**items))
         (name,) = items
         return found[name]
@@ -349,48 +353,6 @@ def discard(folder: str | os.PathLike, steps: Iterable[int]) -> None:
             (Path(folder) / str(step)).rename(doomed)
             shutil.rmtree(doomed)
     _await_others()
-
-
-class _DamagedError(Exception):
-    """A checkpoint that must not be used; the text says why."""
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """What reading a damaged file leads to, as one error."""
-    reason = None
-    with _without_complaints():
-        try:
-            yield
-        except (_DamagedError, PermissionError, MemoryError):
-            raise
-        except jax.errors.JaxRuntimeError:
-            raise  # a device without memory, say: no fault of the files
-        except Exception as error:
-            # Damaged bytes may be anything, and so may be the error of their reader.
-            reason = _brief(error)
-        if reason is not None:
-            gc.collect()
-            time.sleep(0.1)  # for reads under way
-    if reason is not None:
-        raise _DamagedError(reason)
-
-
-@contextlib.contextmanager
-def _without_complaints() -> Iterator[None]:
-    """Silences the other reads, which orbax abandons when one fails."""
-    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
-
-    def drop(record: Any) -> bool:
-        return False
-
-    sys.unraisablehook = drop
-    log.addFilter(drop)
-    try:
-        yield
-    finally:
-        log.removeFilter(drop)
-        sys.unraisablehook = hook
 
 
 def _check_folder(folder: Path) -> None:
@@ -449,33 +411,6 @@ def _kinds(arrays: dict[str, Any]) -> dict[str, str]:
 
 def _hash(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if len(text) > 300:  # orbax names the place first and the cause last
-        text = f"{text[:150]} ... {text[-145:]}"
-    return f"{type(error).__name__}: {text}"
-
-
-@contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    """Keeps orbax from printing: what went wrong is raised as well."""
-
-    def is_of_others(record: logging.LogRecord) -> bool:
-        return "orbax" not in Path(record.pathname).parts
-
-    log = logging.getLogger("absl")
-    log.addFilter(is_of_others)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_of_others)
-
-
-def _orbax() -> Any:
-    # Imported where it is needed: that takes a while.
-    return importlib.import_module("orbax.checkpoint")
 
 
 def _await_others() -> None:
