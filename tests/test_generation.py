@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from full_models import processes
 from full_models.generation import run as run_module
 from full_models.generation import shards as shards_module
-from full_models.generation.grid import read_grid
 from full_models.generation.pack import complete_plan, pack
 from full_models.generation.plan import make_plan, read_plan
 from full_models.generation.run import finish, make_shards, prepared
@@ -24,7 +22,7 @@ from full_models.sampler import Batch
 from gmm_guidance.directory_lock import DirectoryLock
 from gmm_guidance.interruption import Interrupted
 from gmm_guidance.reporter import Reporter
-from tests.processes import run_python, start
+from tests.processes import start
 
 LABELS = np.arange(20, dtype=np.int32) % 3
 
@@ -397,95 +395,3 @@ def test_a_set_in_work_is_not_packed(tmp_path):
     fill(out)
     with DirectoryLock(out), pytest.raises(BlockingIOError, match="in use"):
         pack(out, tmp_path, "npz", lambda done: None)
-
-
-def test_a_missing_device_is_a_clear_error():
-    process = start(
-        [
-            "-c",
-            "import os; os.environ['JAX_PLATFORMS'] = 'cuda'\n"
-            "from full_models.cli import main\n"
-            "raise SystemExit(main(['sample', '--weights', 'w', '--out', 'o']))",
-        ]
-    )
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "must find a device of the platform asked for" in output
-    assert "Traceback" not in output
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"coordinator": "127.0.0.1:1", "num_processes": 2, "process_id": 1},
-            "first process does not answer at 127.0.0.1:1",
-        ),
-        (
-            {"coordinator": "nowhere", "num_processes": 2, "process_id": 1},
-            "host:port, got 'nowhere'",
-        ),
-        ({"num_processes": 2}, "give each --coordinator"),
-        ({"num_processes": 2, "process_id": 2}, "in 0..num_processes - 1, got 2"),
-        ({"coordinator": "a:1"}, "give --num-processes"),
-    ],
-)
-def test_processes_that_cannot_meet(options, message, monkeypatch):
-    monkeypatch.setattr(processes, "_START_SECONDS", 0.3)
-
-    def alone(*arguments, **others):  # JAX is in use here already, and is left alone
-        raise ValueError("coordinator_address should be defined.")
-
-    monkeypatch.setattr(processes.jax.distributed, "initialize", alone)
-    monkeypatch.setattr(processes.jax.config, "update", lambda name, value: None)
-    with pytest.raises((OSError, ValueError), match=message):
-        processes.ProcessOptions(**options).start()
-
-
-GRID = 'num = 4\n[[rules]]\nname = "a"\ncfg_scale = [1, 2.5]\nwindow = [0.0, 1.0]\n'
-
-
-def test_a_grid_takes_all_combinations(tmp_path):
-    path = tmp_path / "grid.toml"
-    path.write_text(GRID + "s2_scale = [0.1, 0.2]\n")
-    fields = {"num": 1, "cfg_scale": 1.0, "s2_scale": 0.0, "window": (0.0, 1.0)}
-    cells = read_grid(path, fields)
-    assert [c.name for c in cells] == [
-        f"a_cfg_scale-{c}_s2_scale-{s}" for c in ("1", "2.5") for s in (0.1, 0.2)
-    ]
-    first = {"num": 4, "cfg_scale": 1.0, "window": (0.0, 1.0), "s2_scale": 0.1}
-    assert cells[0].options == first and type(cells[0].options["cfg_scale"]) is float
-    path.write_text(GRID.replace("[0.0, 1.0]", "[[0.0, 1.0], [0.1, 0.9]]"))
-    names = [c.name for c in read_grid(path, fields)]
-    assert len(names) == 4 and names[1] == "a_cfg_scale-1_window-0.1-0.9"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("num = ", "must be TOML"),
-        ("num = 4", r"at least one table \[\[rules\]\]"),
-        ("[[rules]]\nnum = 1", "needs a name"),
-        ('[[rules]]\nname = "a/b"', "needs a name"),
-        ('[[rules]]\nname = "a"\nnumber = 3', "unknown options number; there are"),
-        ('[[rules]]\nname = "a"\nnum = "3"', "num must be of the type of 1"),
-        ('[[rules]]\nname = "a"\nnum = true', "num must be of the type of 1"),
-        ('[[rules]]\nname = "a"\nnum = []', "at least one value"),
-        ('[[rules]]\nname = "a"\nwindow = [1.0]', "window must be of the type"),
-        ('[[rules]]\nname = "a"\n[[rules]]\nname = "a"', "more than once"),
-    ],
-)
-def test_grids_that_cannot_be(tmp_path, text, message):
-    path = tmp_path / "grid.toml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_grid(path, {"num": 1, "window": (0.0, 1.0)})
-
-
-def test_processes_import_without_touching_devices():
-    """``jax.distributed`` must start before any device is used."""
-    output = run_python(
-        "import full_models.cli; from jax._src import xla_bridge\n"
-        "print('used', xla_bridge.backends_are_initialized())"
-    )
-    assert "used False" in output
