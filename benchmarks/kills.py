@@ -22,9 +22,9 @@ import tyro
 
 from full_models.generation.plan import read_plan
 from full_models.generation.shards import shard_fault
-from gmm_guidance.checkpoints import stored_steps
-from gmm_guidance.files import write_text
-from gmm_guidance.reporter import Reporter
+from gmm_guidance._runtime.checkpoints import stored_steps
+from gmm_guidance._runtime.files import write_text
+from gmm_guidance._runtime.reporter import Reporter
 
 ROOT = Path(__file__).parent.parent
 _WEIGHTS = ROOT / "tests" / "golden" / "dit" / "diffusers"

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import gmm_guidance as gg
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH, figure_style
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH, figure_style
 
 
 def tree_figure(out: Path, train_steps: int = 512) -> dict[str, Any]:

@@ -84,9 +84,9 @@ def count_here(model: str, per_device: int, kind: str) -> dict[str, Any]:
     from flax import nnx
 
     import gmm_guidance as gg
-    from full_models.config import DiTConfig
-    from full_models.dit import DiT
-    from full_models.placement import DIT_RULES
+    from full_models.models.dit.config import DiTConfig
+    from full_models.models.dit.network import DiT
+    from full_models.models.dit.placement import DIT_RULES
     from gmm_guidance.sharding import batch_sharding, placements, program_cost
 
     count = jax.device_count()

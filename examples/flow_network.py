@@ -3,7 +3,7 @@
 import jax
 
 import gmm_guidance as gg
-from gmm_guidance.conversions import from_denoised, normalise
+from gmm_guidance.diffusion.parameterization import from_denoised, normalise
 
 FLOW = gg.RectifiedFlow()
 MIXTURE = gg.presets.two_modes()

@@ -1,8 +1,13 @@
 """Diffusion transformers with droppable blocks: DiT and SiT in Flax."""
 
-from full_models.config import DiTConfig, model_names
-from full_models.dit import DiT, WithVariance
-from full_models.vae import VAEConfig, VAEDecoder, decode_in_chunks, load_vae
+from full_models.models.autoencoder import (
+    VAEConfig,
+    VAEDecoder,
+    decode_in_chunks,
+    load_vae,
+)
+from full_models.models.dit.config import DiTConfig, model_names
+from full_models.models.dit.network import DiT, WithVariance
 from full_models.weights.export import export_weights
 from full_models.weights.load import load_weights
 

@@ -24,9 +24,9 @@ from full_models.commands.pack import Pack, run_pack
 from full_models.commands.sample import Sample, sample
 from full_models.commands.statistics import Features, Statistics, extract, statistics
 from full_models.commands.sweep import Sweep, sweep
-from full_models.processes import LostProcess, check_devices, is_first
-from gmm_guidance.interruption import Interrupted
-from gmm_guidance.reporter import Reporter
+from full_models.generation.processes import LostProcess, check_devices, is_first
+from gmm_guidance._runtime.interruption import Interrupted
+from gmm_guidance._runtime.reporter import Reporter
 
 _Command = (
     Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from full_models.config import DiTConfig
+from full_models.models.dit.config import DiTConfig
 
 _RESERVE = 0.1  # of the memory is left to everything else
 

@@ -17,16 +17,16 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from full_models.config import DiTConfig
-from full_models.dit import DiT
-from full_models.parameterisation import process_of, velocity_target
-from full_models.placement import place_dit
-from gmm_guidance.checkpoints import Checkpoints
-from gmm_guidance.checks import check_key
-from gmm_guidance.ddpm import DDPM
-from gmm_guidance.interruption import Interruption
+from full_models.models.dit.config import DiTConfig
+from full_models.models.dit.network import DiT
+from full_models.models.dit.parameterization import process_of, velocity_target
+from full_models.models.dit.placement import place_dit
+from gmm_guidance._runtime.checkpoints import Checkpoints
+from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.interruption import Interruption
+from gmm_guidance.diffusion.ddpm import DDPM
 from gmm_guidance.sharding import num_batch_parts, replicate, shard_batch
-from gmm_guidance.training import TrainingProgress
+from gmm_guidance.training.train import TrainingProgress
 
 _CHECKPOINT_SECONDS = 10.0
 _STEPS_PER_CALL = 25

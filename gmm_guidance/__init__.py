@@ -2,20 +2,23 @@
 
 from importlib.metadata import version as _version
 
-from gmm_guidance import exact, metrics, presets, sharding
-from gmm_guidance.ancestral import Ancestral
-from gmm_guidance.block_drop import Bernoulli, FixedBlocks, FixedCount
-from gmm_guidance.calibration import Calibration, calibrate
-from gmm_guidance.conversions import ProcessDenoiser
-from gmm_guidance.cost import Cost, expected_cost
-from gmm_guidance.ddpm import DDPM
-from gmm_guidance.decomposition import (
+from gmm_guidance import exact, metrics, sharding
+from gmm_guidance.analysis.calibrate import calibrate
+from gmm_guidance.analysis.calibration import Calibration
+from gmm_guidance.analysis.error_budget import (
     Decomposition,
     ErrorBudget,
     decompose,
     error_budget,
 )
-from gmm_guidance.denoiser import BlockStack, Denoiser, ExactDenoiser
+from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks, FixedCount
+from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
+from gmm_guidance.blocks.stack import BlockStack
+from gmm_guidance.diffusion.ddpm import DDPM
+from gmm_guidance.diffusion.denoiser import Denoiser
+from gmm_guidance.diffusion.parameterization import ProcessDenoiser
+from gmm_guidance.diffusion.process import VE, VP, RectifiedFlow
+from gmm_guidance.diffusion.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
 from gmm_guidance.exact import quantile_map
 from gmm_guidance.guidance import (
     APG,
@@ -39,19 +42,24 @@ from gmm_guidance.guidance import (
     guidance_rule,
     static,
 )
-from gmm_guidance.guided import guided_denoise
-from gmm_guidance.mixture import GaussianMixture
-from gmm_guidance.networks import BlockMLP, NetworkConfig
-from gmm_guidance.passes import Pass, evaluate_passes
-from gmm_guidance.process import VE, VP, RectifiedFlow
-from gmm_guidance.sampling import guided_sample
-from gmm_guidance.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
+from gmm_guidance.guidance.windows import SigmaWindow, StepWindow
+from gmm_guidance.mixture import presets
+from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.sampling.ancestral import Ancestral
+from gmm_guidance.sampling.cost import Cost, expected_cost
+from gmm_guidance.sampling.guided_denoise import guided_denoise
+from gmm_guidance.sampling.sample import guided_sample
+from gmm_guidance.sampling.solvers import DPMSolverPP2M, EDMStochastic, Euler, Heun
 from gmm_guidance.sharding import MeshConfig
-from gmm_guidance.solvers import DPMSolverPP2M, EDMStochastic, Euler, Heun
-from gmm_guidance.trained import TrainedDenoiser, TrainingRun
-from gmm_guidance.training import TrainingProgress, train_denoiser, train_denoisers
-from gmm_guidance.training_config import TrainingConfig
-from gmm_guidance.windows import SigmaWindow, StepWindow
+from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
+from gmm_guidance.training.config import TrainingConfig
+from gmm_guidance.training.train import (
+    TrainingProgress,
+    train_denoiser,
+    train_denoisers,
+)
+from gmm_guidance.training.trained import TrainedDenoiser, TrainingRun
 
 __version__ = _version("gmm-guidance")
 

@@ -23,10 +23,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Experiment, Metrics, over_seeds, plus_minus
-from toy_experiments.laboratory import train_on
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.experiment import (
+    Experiment,
+    Metrics,
+    over_seeds,
+    plus_minus,
+)
+from toy_experiments.common.laboratory import train_on
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.workspace import Arrays, Workspace
 
 PANELS = (  # name, title, colour
     ("truth", "truth", TRUTH),

@@ -18,17 +18,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from gmm_guidance.calibration import Calibration
-from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH, plain_ticks, step_axis
-from toy_experiments.sweeps import (
+from gmm_guidance.analysis.calibration import Calibration
+from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.style import (
+    COLOURS,
+    PAGE_WIDTH,
+    TRUTH,
+    plain_ticks,
+    step_axis,
+)
+from toy_experiments.common.sweeps import (
     METRICS,
     Grid,
     measure_rule,
     over_two_threads,
     sweep_cell,
 )
-from toy_experiments.toys import (
+from toy_experiments.common.toys import (
     TOY_TITLES,
     TOYS,
     Budgets,
@@ -37,7 +43,7 @@ from toy_experiments.toys import (
     toy_schedule,
     train_toy,
 )
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.workspace import Arrays, Workspace
 
 _DISTANCE = METRICS.index("distance")
 RULES = (

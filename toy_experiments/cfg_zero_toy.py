@@ -27,10 +27,15 @@ from matplotlib.figure import Figure
 
 import gmm_guidance as gg
 from gmm_guidance.guidance.velocity import velocity_of
-from toy_experiments.experiment import Experiment, Metrics, over_seeds, plus_minus
-from toy_experiments.laboratory import balanced_labels, make_mixture, train_on
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.experiment import (
+    Experiment,
+    Metrics,
+    over_seeds,
+    plus_minus,
+)
+from toy_experiments.common.laboratory import balanced_labels, make_mixture, train_on
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.workspace import Arrays, Workspace
 
 RULES = ("unguided", "cfg", "optimised", "zero", "both")
 _TITLES = {

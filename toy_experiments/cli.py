@@ -17,15 +17,15 @@ import numpy as np
 import tyro
 
 from gmm_guidance import MeshConfig
-from gmm_guidance.files import jsonable
-from gmm_guidance.interruption import Interrupted
-from gmm_guidance.reporter import Reporter
+from gmm_guidance._runtime.files import jsonable
+from gmm_guidance._runtime.interruption import Interrupted
+from gmm_guidance._runtime.reporter import Reporter
 from toy_experiments.claims import CLAIMS, judge_all, write_ledger
-from toy_experiments.experiment import Config, Experiment
+from toy_experiments.common.experiment import Config, Experiment
+from toy_experiments.common.style import figure_style
+from toy_experiments.common.workspace import Workspace, versions, write_results
 from toy_experiments.registry import EXPERIMENTS
 from toy_experiments.report import write_report
-from toy_experiments.style import figure_style
-from toy_experiments.workspace import Workspace, versions, write_results
 
 _EPILOG = """\
 Options of an experiment's configuration go after its name:

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Config, Experiment, Metrics, over_seeds
-from toy_experiments.laboratory import (
+from toy_experiments.common.experiment import Config, Experiment, Metrics, over_seeds
+from toy_experiments.common.laboratory import (
     METHODS,
     REGIME_TITLES,
     REGIMES,
@@ -29,8 +29,8 @@ from toy_experiments.laboratory import (
     sample_cell,
     trained,
 )
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.workspace import Arrays, Workspace
 
 ROWS = ("exact", *REGIMES)
 _BINS = np.linspace(-9.0, 9.0, 109)

@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import COLOURS, DIVERGING, PAGE_WIDTH, TRUTH
-from toy_experiments.sweeps import over_two_threads
-from toy_experiments.toys import (
+from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.style import COLOURS, DIVERGING, PAGE_WIDTH, TRUTH
+from toy_experiments.common.sweeps import over_two_threads
+from toy_experiments.common.toys import (
     TOY_TITLES,
     Budgets,
     ToyName,
@@ -26,7 +26,7 @@ from toy_experiments.toys import (
     toy_schedule,
     train_toy,
 )
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.workspace import Arrays, Workspace
 
 LABEL = 0
 POINTS = ("noised", "trajectory")

@@ -26,15 +26,15 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import MultipleLocator
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Config, Experiment, Metrics
-from toy_experiments.laboratory import (
+from toy_experiments.common.experiment import Config, Experiment, Metrics
+from toy_experiments.common.laboratory import (
     REGIME_TITLES,
     REGIMES,
     make_mixture,
     trained,
 )
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.workspace import Arrays, Workspace
 
 ROWS = ("exact", *REGIMES)
 PARTS = ("uncond", "cond", "weak")

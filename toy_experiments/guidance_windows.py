@@ -14,10 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import SEQUENTIAL
-from toy_experiments.sweeps import METRICS, Grid, measure_rule, over_two_threads
-from toy_experiments.toys import (
+from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.style import SEQUENTIAL
+from toy_experiments.common.sweeps import METRICS, Grid, measure_rule, over_two_threads
+from toy_experiments.common.toys import (
     TOY_TITLES,
     TOYS,
     Budgets,
@@ -25,7 +25,7 @@ from toy_experiments.toys import (
     toy_schedule,
     train_toy,
 )
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.workspace import Arrays, Workspace
 
 _METRICS = [METRICS.index(name) for name in ("distance", "outside")]
 

@@ -17,10 +17,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import COLOURS, PAGE_WIDTH
-from toy_experiments.sweeps import METRICS, measure, over_two_threads, sample_traced
-from toy_experiments.toys import (
+from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH
+from toy_experiments.common.sweeps import (
+    METRICS,
+    measure,
+    over_two_threads,
+    sample_traced,
+)
+from toy_experiments.common.toys import (
     TOY_TITLES,
     Budgets,
     ToyName,
@@ -29,7 +34,7 @@ from toy_experiments.toys import (
     toy_start,
     train_toy,
 )
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.workspace import Arrays, Workspace
 
 # How masks are drawn: (name, options of S2Guidance).
 DRAWS: tuple[tuple[str, dict[str, Any]], ...] = (

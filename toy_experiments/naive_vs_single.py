@@ -16,8 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Config, Experiment, Metrics, over_seeds
-from toy_experiments.laboratory import (
+from toy_experiments.common.experiment import Config, Experiment, Metrics, over_seeds
+from toy_experiments.common.laboratory import (
     REGIME_TITLES,
     REGIMES,
     balanced_labels,
@@ -25,8 +25,8 @@ from toy_experiments.laboratory import (
     sample_cell,
     trained,
 )
-from toy_experiments.style import PAGE_WIDTH, REGIME_COLOURS
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.style import PAGE_WIDTH, REGIME_COLOURS
+from toy_experiments.common.workspace import Arrays, Workspace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import (
+from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.style import (
     COLOURS,
     DIVERGING,
     PAGE_WIDTH,
@@ -25,7 +25,7 @@ from toy_experiments.style import (
     plain_ticks,
     step_axis,
 )
-from toy_experiments.sweeps import (
+from toy_experiments.common.sweeps import (
     METRIC_TITLES,
     METRICS,
     Grid,
@@ -33,7 +33,7 @@ from toy_experiments.sweeps import (
     over_two_threads,
     sweep_cell,
 )
-from toy_experiments.toys import (
+from toy_experiments.common.toys import (
     TOY_TITLES,
     TOYS,
     Budgets,
@@ -41,7 +41,7 @@ from toy_experiments.toys import (
     toy_schedule,
     train_toy,
 )
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.workspace import Arrays, Workspace
 
 _DISTANCE = METRICS.index("distance")
 # (name, title, changes of the training), on the first mixture only

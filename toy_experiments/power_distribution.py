@@ -29,9 +29,9 @@ from gmm_guidance.exact import (
     cfg_sde_moments,
     tilted_moments,
 )
-from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.workspace import Arrays, Workspace
 
 PAIR = (1.0, 1.0, 2.0)  # conditional mean and variance, unconditional variance
 CASES = {  # two modes at -+ distance, of one standard deviation, equally likely

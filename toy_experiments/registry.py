@@ -17,7 +17,7 @@ from toy_experiments import (
     subtract_form,
     trajectories,
 )
-from toy_experiments.experiment import Experiment
+from toy_experiments.common.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT

@@ -19,10 +19,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.style import COLOURS, PAGE_WIDTH, SEQUENTIAL, TRUTH, plain_ticks
-from toy_experiments.sweeps import sample_traced
-from toy_experiments.toys import (
+from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.style import (
+    COLOURS,
+    PAGE_WIDTH,
+    SEQUENTIAL,
+    TRUTH,
+    plain_ticks,
+)
+from toy_experiments.common.sweeps import sample_traced
+from toy_experiments.common.toys import (
     TOY_TITLES,
     Budgets,
     ToyName,
@@ -31,7 +37,7 @@ from toy_experiments.toys import (
     toy_start,
     train_toy,
 )
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.workspace import Arrays, Workspace
 
 _TOYS: tuple[ToyName, ...] = ("overlap", "two_modes")
 _LABEL = 1

@@ -21,15 +21,15 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Config, Experiment, Metrics, over_seeds
-from toy_experiments.laboratory import (
+from toy_experiments.common.experiment import Config, Experiment, Metrics, over_seeds
+from toy_experiments.common.laboratory import (
     REGIME_TITLES,
     REGIMES,
     make_mixture,
     trained,
 )
-from toy_experiments.style import PAGE_WIDTH, SEQUENTIAL
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.style import PAGE_WIDTH, SEQUENTIAL
+from toy_experiments.common.workspace import Arrays, Workspace
 
 LABEL = 3  # the corner (+4, +4)
 COLUMNS = ("exact", "cfg_exact", "cfg", "s2", "correction")

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 import gmm_guidance as gg
 from gmm_guidance.guidance.weak import Form, WeakPassGuidance
 from gmm_guidance.guidance.weak_source import OtherModel
-from toy_experiments.experiment import (
+from toy_experiments.common.experiment import (
     Config,
     Experiment,
     Metrics,
     over_seeds,
     plus_minus,
 )
-from toy_experiments.laboratory import (
+from toy_experiments.common.laboratory import (
     REGIME_TITLES,
     REGIMES,
     balanced_labels,
@@ -31,8 +31,8 @@ from toy_experiments.laboratory import (
     sample_cell,
     trained,
 )
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.workspace import Arrays, Workspace
 
 FORMS: tuple[Form, ...] = ("centred", "subtract", "subtract_eps")
 ROWS = ("exact", *REGIMES)

@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.experiment import Config, Experiment, Metrics, over_seeds
-from toy_experiments.laboratory import (
+from toy_experiments.common.experiment import Config, Experiment, Metrics, over_seeds
+from toy_experiments.common.laboratory import (
     METHODS,
     REGIME_TITLES,
     REGIMES,
@@ -25,8 +25,8 @@ from toy_experiments.laboratory import (
     make_mixture,
     trained,
 )
-from toy_experiments.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.workspace import Arrays, Workspace
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.workspace import Arrays, Workspace
 
 ROWS = ("exact", *REGIMES)
 _DRAWN = 40  # paths drawn in a panel, the first of the first seed

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from toy_experiments.style import COLOURS, COLUMN_WIDTH, TRUTH, figure_style
+from toy_experiments.common.style import COLOURS, COLUMN_WIDTH, TRUTH, figure_style
 
 
 class _Look(NamedTuple):

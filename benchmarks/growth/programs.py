@@ -10,7 +10,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from gmm_guidance import sampling
+from gmm_guidance.sampling import sample as sampling
 
 
 class Programs(NamedTuple):

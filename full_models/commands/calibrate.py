@@ -17,11 +17,11 @@ import gmm_guidance as gg
 from full_models.commands.describe import model_line
 from full_models.commands.drawing import machine
 from full_models.commands.options import ModelOptions
-from full_models.fingerprint import fingerprint
+from full_models.generation.fingerprint import fingerprint
+from full_models.generation.run_folder import RunFolder
 from full_models.npz import headers, read_array
-from full_models.run_folder import RunFolder
-from gmm_guidance.palette import COLOURS, FIGURE_SETTINGS, PAGE_WIDTH, TRUTH
-from gmm_guidance.reporter import Reporter
+from gmm_guidance._runtime.palette import COLOURS, FIGURE_SETTINGS, PAGE_WIDTH, TRUTH
+from gmm_guidance._runtime.reporter import Reporter
 
 _MOST_BARS = 12
 

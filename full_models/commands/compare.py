@@ -17,9 +17,9 @@ from full_models.commands.drawing import (
     machine,
 )
 from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
-from full_models.labels import label_name
-from full_models.run_folder import RunFolder
-from gmm_guidance.reporter import Reporter
+from full_models.generation.run_folder import RunFolder
+from full_models.models.dit.labels import label_name
+from gmm_guidance._runtime.reporter import Reporter
 
 _INCHES = 1.1  # of one image
 

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from full_models.commands.drawing import Drawn
-from full_models.dit import DiT
-from full_models.fingerprint import fingerprint
+from full_models.generation.fingerprint import fingerprint
+from full_models.models.dit.network import DiT
 
 
 def describe(config: Any) -> dict[str, Any]:

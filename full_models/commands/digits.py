@@ -8,7 +8,7 @@ from pathlib import Path
 import gmm_guidance as gg
 from full_models.digits.evaluate import DigitsEvaluation, evaluate_digits
 from full_models.digits.train import DigitsTraining, train_digits
-from gmm_guidance.reporter import Reporter
+from gmm_guidance._runtime.reporter import Reporter
 
 
 @dataclasses.dataclass(frozen=True)

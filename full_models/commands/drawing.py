@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 
 import gmm_guidance as gg
 from full_models.commands.options import DrawOptions, num_rows
-from full_models.dit import DiT
+from full_models.generation.sampler import Batch, MeshSampler
 from full_models.memory import check_memory
-from full_models.placement import place_dit
-from full_models.sampler import Batch, MeshSampler
-from full_models.vae import VAEDecoder, load_vae
-from gmm_guidance.reporter import Reporter
+from full_models.models.autoencoder import VAEDecoder, load_vae
+from full_models.models.dit.network import DiT
+from full_models.models.dit.placement import place_dit
+from gmm_guidance._runtime.reporter import Reporter
 
 
 class Drawn(NamedTuple):

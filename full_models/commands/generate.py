@@ -18,16 +18,16 @@ from full_models.commands.options import (
     ModelOptions,
     num_rows,
 )
-from full_models.dit import DiT
 from full_models.generation.plan import Plan, ShardFormat, make_plan
+from full_models.generation.processes import ProcessOptions, is_first
 from full_models.generation.run import finish, make_shards, prepared
+from full_models.generation.sampler import MeshSampler
 from full_models.memory import check_memory
-from full_models.placement import place_dit
-from full_models.processes import ProcessOptions, is_first
-from full_models.sampler import MeshSampler
-from full_models.vae import VAEDecoder
-from gmm_guidance.interruption import Interrupted
-from gmm_guidance.reporter import Reporter
+from full_models.models.autoencoder import VAEDecoder
+from full_models.models.dit.network import DiT
+from full_models.models.dit.placement import place_dit
+from gmm_guidance._runtime.interruption import Interrupted
+from gmm_guidance._runtime.reporter import Reporter
 
 
 @dataclasses.dataclass(frozen=True)

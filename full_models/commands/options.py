@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 import gmm_guidance as gg
-from full_models.dit import DiT, WithVariance
-from full_models.fingerprint import fingerprint
-from full_models.labels import labels_of
+from full_models.generation.fingerprint import fingerprint
+from full_models.models.dit.labels import labels_of
+from full_models.models.dit.network import DiT, WithVariance
 from full_models.weights.load import load_weights
 
 SolverName = Literal["euler", "heun", "dpmpp_2m", "ancestral"]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from full_models.commands.drawing import machine
-from full_models.dit import DiT
-from full_models.images import grid_columns, make_grid, save_png
-from full_models.labels import label_name
+from full_models.generation.images import grid_columns, make_grid, save_png
+from full_models.models.dit.labels import label_name
+from full_models.models.dit.network import DiT
 
 
 def write_samples(

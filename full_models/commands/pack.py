@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from full_models.generation.pack import PackLayout, complete_plan, pack
-from gmm_guidance.reporter import Reporter
+from gmm_guidance._runtime.reporter import Reporter
 
 
 @dataclasses.dataclass(frozen=True)

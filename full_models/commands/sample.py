@@ -13,9 +13,9 @@ from full_models.commands.generate import Generate
 from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
 from full_models.commands.outputs import results, write_samples
 from full_models.commands.sample_together import sample_together
-from full_models.processes import ProcessOptions
-from full_models.run_folder import RunFolder
-from gmm_guidance.reporter import Reporter
+from full_models.generation.processes import ProcessOptions
+from full_models.generation.run_folder import RunFolder
+from gmm_guidance._runtime.reporter import Reporter
 
 
 @dataclasses.dataclass(frozen=True)

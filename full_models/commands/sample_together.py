@@ -14,10 +14,10 @@ from full_models.commands.drawing import load_decoder
 from full_models.commands.generate import Generate, generate_with
 from full_models.commands.outputs import results, write_samples
 from full_models.generation.plan import Plan, read_plan
+from full_models.generation.processes import LostProcess, gather, is_first
+from full_models.generation.run_folder import RunFolder
 from full_models.generation.shards import read_shard
-from full_models.processes import LostProcess, gather, is_first
-from full_models.run_folder import RunFolder
-from gmm_guidance.reporter import Reporter
+from gmm_guidance._runtime.reporter import Reporter
 from gmm_guidance.sharding import batch_parts
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 import gmm_guidance as gg
-from full_models.fingerprint import fingerprint
+from full_models.generation.fingerprint import fingerprint
 from full_models.statistics import (
     extract_features,
     load_callable,
@@ -21,8 +21,8 @@ from full_models.statistics import (
     save_features,
 )
 from full_models.statistics.measure import STATISTICS
-from gmm_guidance.files import jsonable, write_text
-from gmm_guidance.reporter import Reporter
+from gmm_guidance._runtime.files import jsonable, write_text
+from gmm_guidance._runtime.reporter import Reporter
 
 _TITLES = {name: name.replace("_", " ") for name in STATISTICS} | {
     "frechet_distance": "Fréchet distance"

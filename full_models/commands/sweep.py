@@ -14,13 +14,13 @@ from full_models.commands.describe import model_line
 from full_models.commands.drawing import load_decoder
 from full_models.commands.generate import Generate, generate_with, plan_of
 from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
-from full_models.dit import DiT
 from full_models.generation.grid import Cell, defaults_of, read_grid
 from full_models.generation.plan import check_plan, read_plan
+from full_models.generation.processes import ProcessOptions, from_first, is_first
 from full_models.generation.run import MANIFEST
 from full_models.generation.shards import shard_record
-from full_models.processes import ProcessOptions, from_first, is_first
-from gmm_guidance.reporter import Reporter
+from full_models.models.dit.network import DiT
+from gmm_guidance._runtime.reporter import Reporter
 
 
 @dataclasses.dataclass(frozen=True)

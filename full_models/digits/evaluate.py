@@ -26,9 +26,9 @@ from full_models.digits.rules import RULES, Setting, settings
 from full_models.digits.runs import VERSIONS, DigitsRun, read_run, write_json
 from full_models.digits.samples import SampleStore, Sampling, SolverName
 from full_models.digits.sheets import NUM_CLASSES
-from gmm_guidance.checkpoint import differences
-from gmm_guidance.files import jsonable
-from gmm_guidance.reporter import Reporter
+from gmm_guidance._runtime.files import jsonable
+from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.tensor_files import differences
 
 _CHOOSING, _SCORING = 0, 1  # sampling keys
 _SHEET_ROWS = 2

@@ -20,8 +20,8 @@ from full_models.digits.rules import (
     WITH_TERM,
 )
 from full_models.digits.sheets import draw_sheet, plt
-from gmm_guidance.files import atomic
-from gmm_guidance.palette import COLOURS, FIGURE_SETTINGS, PAGE_WIDTH, TRUTH
+from gmm_guidance._runtime.files import atomic
+from gmm_guidance._runtime.palette import COLOURS, FIGURE_SETTINGS, PAGE_WIDTH, TRUTH
 
 Record = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from full_models.digits.measures import MEASURES, TITLES
 from full_models.digits.rules import RULES, S2, UNGUIDED, WITH_TERM
-from gmm_guidance.files import write_text
+from gmm_guidance._runtime.files import write_text
 
 Record = dict[str, Any]
 _DIGITS = {"frechet": 3, "accuracy": 3, "nearest": 2}

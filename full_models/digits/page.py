@@ -21,7 +21,7 @@ from full_models.digits.evaluation_figures import (
 )
 from full_models.digits.evaluation_table import best_table, note, same_scale_table
 from full_models.digits.rules import AUTOGUIDANCE, CFG, S2, UNGUIDED, WITH_TERM
-from gmm_guidance.files import atomic, write_text
+from gmm_guidance._runtime.files import atomic, write_text
 
 Record = dict[str, Any]
 BEGIN = "<!-- results: written by full_models.digits.page -->"

@@ -13,9 +13,9 @@ import flax
 import jax
 
 import gmm_guidance
-from full_models.dit import DiT
+from full_models.models.dit.network import DiT
 from full_models.weights.load import load_weights
-from gmm_guidance.files import jsonable, write_text
+from gmm_guidance._runtime.files import jsonable, write_text
 
 RUN_FILE = "run.json"
 VERSIONS = {

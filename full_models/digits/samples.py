@@ -15,9 +15,9 @@ import numpy as np
 import gmm_guidance as gg
 from full_models.digits.rules import AUTOGUIDANCE, NAIVE_S2, Setting, build
 from full_models.digits.runs import VERSIONS, DigitsRun
-from full_models.dit import DiT
-from gmm_guidance.files import atomic
-from gmm_guidance.partition import join, split
+from full_models.models.dit.network import DiT
+from gmm_guidance._runtime.files import atomic
+from gmm_guidance._runtime.pytree import join, split
 
 SolverName = Literal["dpmpp_2m", "heun"]
 

@@ -9,11 +9,11 @@ import matplotlib
 import numpy as np
 
 from full_models.digits.data import Digits
-from full_models.dit import DiT
-from gmm_guidance.files import atomic
-from gmm_guidance.palette import FIGURE_SETTINGS
-from gmm_guidance.sampling import guided_sample
-from gmm_guidance.schedule import FlowSteps
+from full_models.models.dit.network import DiT
+from gmm_guidance._runtime.files import atomic
+from gmm_guidance._runtime.palette import FIGURE_SETTINGS
+from gmm_guidance.diffusion.schedule import FlowSteps
+from gmm_guidance.sampling.sample import guided_sample
 
 matplotlib.use("Agg")  # figures go to files; no display is needed
 

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from full_models.config import DiTConfig
 from full_models.digits.data import Digits, load_digits
 from full_models.digits.runs import (
     RUN_FILE,
@@ -20,14 +19,15 @@ from full_models.digits.runs import (
     write_json,
 )
 from full_models.digits.sheets import training_sheet
+from full_models.models.dit.config import DiTConfig
 from full_models.training import DiTTraining, train_dit
 from full_models.weights.export import export_weights
-from gmm_guidance.checkpoint import differences
-from gmm_guidance.checkpoints import discard, stored_steps
-from gmm_guidance.directory_lock import DirectoryLock
-from gmm_guidance.files import jsonable
-from gmm_guidance.reporter import Reporter
-from gmm_guidance.training import TrainingProgress
+from gmm_guidance._runtime.checkpoints import discard, stored_steps
+from gmm_guidance._runtime.directory_lock import DirectoryLock
+from gmm_guidance._runtime.files import jsonable
+from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.tensor_files import differences
+from gmm_guidance.training.train import TrainingProgress
 
 _CHECKPOINT = "checkpoint"
 _PROGRESS = "progress.jsonl"

@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 
+from full_models.generation.images import save_png
 from full_models.generation.plan import Plan, read_plan
 from full_models.generation.run import MANIFEST
 from full_models.generation.shards import read_shard
-from full_models.images import save_png
-from gmm_guidance.directory_lock import DirectoryLock
-from gmm_guidance.files import atomic, atomic_folder
+from gmm_guidance._runtime.directory_lock import DirectoryLock
+from gmm_guidance._runtime.files import atomic, atomic_folder
 
 PackLayout = Literal["npz", "folder", "by-label"]
 Progress = Callable[[int], None]

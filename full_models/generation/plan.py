@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gmm_guidance.checkpoint import differences
-from gmm_guidance.files import atomic, jsonable, write_text
+from gmm_guidance._runtime.files import atomic, jsonable, write_text
+from gmm_guidance._runtime.tensor_files import differences
 
 ShardFormat = Literal["npz", "png"]
 PLAN = "plan.json"

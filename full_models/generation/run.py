@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from full_models.generation.plan import Plan, Shard, check_plan, write_plan
+from full_models.generation.processes import check_same, from_first, gather, is_first
+from full_models.generation.sampler import Batch, MeshSampler
 from full_models.generation.shards import (
     ShardArrays,
     remove_leftovers,
@@ -21,12 +23,10 @@ from full_models.generation.shards import (
     shard_record,
     write_shard,
 )
-from full_models.processes import check_same, from_first, gather, is_first
-from full_models.sampler import Batch, MeshSampler
-from gmm_guidance.directory_lock import DirectoryLock
-from gmm_guidance.files import write_text
-from gmm_guidance.interruption import Interruption
-from gmm_guidance.reporter import Reporter, Task
+from gmm_guidance._runtime.directory_lock import DirectoryLock
+from gmm_guidance._runtime.files import write_text
+from gmm_guidance._runtime.interruption import Interruption
+from gmm_guidance._runtime.reporter import Reporter, Task
 
 MANIFEST = "manifest.json"
 _GOING, _STOPPING, _FAILED = 0, 1, 2

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from full_models.generation.images import save_png
 from full_models.generation.plan import Plan, Shard
-from full_models.images import save_png
-from gmm_guidance.files import atomic, atomic_folder, to_disk, write_text
+from gmm_guidance._runtime.files import atomic, atomic_folder, to_disk, write_text
 
 _CHUNK = 1 << 22
 

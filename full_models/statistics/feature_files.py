@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from full_models.npz import Header, headers, read_array
-from gmm_guidance.files import atomic
+from gmm_guidance._runtime.files import atomic
 from gmm_guidance.metrics import FeatureMoments, feature_moments
 
 _FEATURE_KEYS = ("features", "pool_3", "arr_0")

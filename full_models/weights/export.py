@@ -9,8 +9,12 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
-from full_models.dit import DiT
-from full_models.weights.diffusers_layout import config_to_diffusers, diffusers_layout
+from full_models.models.dit.diffusers_layout import (
+    config_to_diffusers,
+    diffusers_layout,
+)
+from full_models.models.dit.network import DiT
+from full_models.models.dit.official_layout import official_layout
 from full_models.weights.fill import dump
 from full_models.weights.find import DIFFUSERS_FILE
 from full_models.weights.native import (
@@ -20,9 +24,8 @@ from full_models.weights.native import (
     native_layout,
     save_orbax,
 )
-from full_models.weights.official import official_layout
-from gmm_guidance.checkpoint import save_tree, write_tensors
-from gmm_guidance.files import atomic_folder, default_mode
+from gmm_guidance._runtime.files import atomic_folder, default_mode
+from gmm_guidance._runtime.tensor_files import save_tree, write_tensors
 
 ExportLayout = Literal["diffusers", "official", "native", "orbax"]
 
@@ -40,7 +43,7 @@ def export_weights(
     - ``"diffusers"``: a folder for ``DiTTransformer2DModel.from_pretrained``. Its
       ``config.json`` has ``norm_eps`` 1e-6, and the process under a private key, which
       diffusers passes over. diffusers 0.42 evaluates it with other time features, see
-      ``full_models.weights.diffusers_layout``.
+      ``full_models.models.dit.diffusers_layout``.
     - ``"official"``: one ``.safetensors`` file with the tensors of the published
       checkpoints, for ``load_state_dict`` of the codes of DiT and SiT.
     - ``"native"``: one ``.safetensors`` file with the parameters as they are.

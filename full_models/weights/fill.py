@@ -16,7 +16,7 @@ import numpy as np
 
 from full_models.weights.messages import listed
 from full_models.weights.stored import Spec, Stored
-from gmm_guidance.checkpoint import named_leaves
+from gmm_guidance._runtime.tensor_files import named_leaves
 from gmm_guidance.sharding import put
 
 Module = TypeVar("Module")

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from full_models.config import DiTConfig
-from full_models.weights.diffusers_layout import (
+from full_models.models.dit.config import DiTConfig
+from full_models.models.dit.diffusers_layout import (
     POSITIONS,
     config_from_diffusers,
     diffusers_layout,
     process_from_diffusers,
 )
+from full_models.models.dit.infer import infer_shape
+from full_models.models.dit.official_layout import official_layout
 from full_models.weights.fill import Layout
-from full_models.weights.infer import infer_shape
 from full_models.weights.messages import listed
 from full_models.weights.native import (
     OFFICIAL,
@@ -25,7 +26,6 @@ from full_models.weights.native import (
     native_layout,
     read_description,
 )
-from full_models.weights.official import official_layout
 from full_models.weights.stored import Stored, read_safetensors
 from full_models.weights.torch_file import read_torch
 

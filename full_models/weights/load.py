@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from full_models.config import DiTConfig, DType
-from full_models.dit import DiT
-from full_models.placement import DIT_RULES
+from full_models.models.dit.config import DiTConfig, DType
+from full_models.models.dit.network import DiT
+from full_models.models.dit.placement import DIT_RULES
+from full_models.models.dit.settle import settle
 from full_models.weights.fill import fill
 from full_models.weights.find import find_weights
 from full_models.weights.native import load_orbax
-from full_models.weights.settle import settle
 from gmm_guidance.sharding import placements
 
 
@@ -40,7 +40,7 @@ def load_weights(
     - a folder of diffusers' ``DiTTransformer2DModel``, or a pipeline with one in its
       subfolder ``transformer``, or a file of weights beside its ``config.json``, in one
       part or several. They are evaluated with the conventions of the published models,
-      see ``full_models.weights.diffusers_layout``;
+      see ``full_models.models.dit.diffusers_layout``;
     - what ``export_weights`` writes.
 
     Each tensor of the file is used exactly once. Loading needs up to one and a half

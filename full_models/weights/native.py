@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from full_models.config import DiTConfig
+from full_models.models.dit.config import DiTConfig
+from full_models.models.dit.official_layout import one, same
 from full_models.weights.fill import Layout, check_names, parameters
-from full_models.weights.official import one, same
 from full_models.weights.stored import Spec
-from gmm_guidance.checkpoint import load_description
-from gmm_guidance.files import write_text
+from gmm_guidance._runtime.files import write_text
+from gmm_guidance._runtime.tensor_files import load_description
 
 NATIVE = "full_models.DiT"
 OFFICIAL = "full_models.DiT in the official layout"

@@ -1,7 +1,7 @@
 """Expectations over the posterior of one class, tilted by powers of p(label | y).
 
 Given a noisy ``x`` and a class, the clean sample ``y`` has the law ``sum_k r_k N(mu_k,
-V_k)`` over the class's components (Eqs. 4 and 5 of ``gmm_guidance.mixture``).
+V_k)`` over the class's components (Eqs. 4 and 5 of ``mixture.gaussian_mixture``).
 Expectations of functions of ``y`` are sums over nodes placed in each component.
 
 The nodes are an even lattice (the trapezoidal rule), in units of the component's
@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_guidance.closed_forms import _components, _rotate, map_samples
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.closed_forms import _components, _rotate, map_samples
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 # (points x nodes x components x dimensions) at a time.
 _CHUNK_ELEMENTS = 1 << 18

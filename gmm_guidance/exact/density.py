@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance.checks import check_key
-from gmm_guidance.denoiser import Denoiser
+from gmm_guidance._runtime.checks import check_key
+from gmm_guidance.diffusion.denoiser import Denoiser
+from gmm_guidance.diffusion.schedule import Karras, Schedule
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided
-from gmm_guidance.sampling import guided_sample
-from gmm_guidance.schedule import Karras, Schedule
-from gmm_guidance.solvers import Solver, as_solver
+from gmm_guidance.sampling.sample import guided_sample
+from gmm_guidance.sampling.solvers import Solver, as_solver
 
 
 class OutputDensity(NamedTuple):

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance.checks import check_key
-from gmm_guidance.denoiser import Denoiser, ExactDenoiser
+from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.pytree import Static, join, split
+from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
+from gmm_guidance.diffusion.denoiser import Denoiser
+from gmm_guidance.diffusion.schedule import Karras, Schedule
 from gmm_guidance.guidance.cfg import check_scale
-from gmm_guidance.mixture import GaussianMixture
-from gmm_guidance.partition import Static, join, split
-from gmm_guidance.passes import Pass, evaluate_passes
-from gmm_guidance.schedule import Karras, Schedule
+from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 class WeightedSamples(NamedTuple):

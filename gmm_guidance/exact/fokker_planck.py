@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 def fokker_planck_defect(

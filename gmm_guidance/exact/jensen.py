@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from gmm_guidance.exact._posterior import LogLabelPosterior
 from gmm_guidance.exact.tilted import TiltedTarget
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 def jensen_gap(

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance.denoiser import Denoiser
+from gmm_guidance.diffusion.denoiser import Denoiser
+from gmm_guidance.diffusion.schedule import Karras, Schedule
 from gmm_guidance.exact.density import track_volume
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided
-from gmm_guidance.schedule import Karras, Schedule
-from gmm_guidance.solvers import Solver
+from gmm_guidance.sampling.solvers import Solver
 
 _REACH = 8.0  # standard deviations of the start
 _REFINEMENTS = 2  # each divides the gaps in the start by hundreds

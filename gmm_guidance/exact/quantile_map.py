@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_guidance.denoiser import Denoiser
+from gmm_guidance.diffusion.denoiser import Denoiser
+from gmm_guidance.diffusion.schedule import Karras, Schedule
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided
-from gmm_guidance.sampling import guided_sample
-from gmm_guidance.schedule import Karras, Schedule
-from gmm_guidance.solvers import Solver
+from gmm_guidance.sampling.sample import guided_sample
+from gmm_guidance.sampling.solvers import Solver
 
 
 def quantile_map(

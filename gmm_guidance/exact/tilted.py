@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance.checks import as_concrete, as_float, check_key
+from gmm_guidance._runtime.checks import as_concrete, as_float, check_key
 from gmm_guidance.exact._posterior import (
     NUM_NODES,
     LogLabelPosterior,
@@ -19,7 +19,7 @@ from gmm_guidance.exact._posterior import (
     clean_log_mean,
     tilt,
 )
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 _PROPOSALS = 8192  # in a round of rejection
 _LEAST_ACCEPTANCE = 1e-4

@@ -6,7 +6,6 @@ from gmm_guidance.guidance.cfg import CFG, Windowed
 from gmm_guidance.guidance.cfg_plus_plus import CFGPlusPlus
 from gmm_guidance.guidance.cfg_zero import CFGZeroStar
 from gmm_guidance.guidance.channels import GuidedChannels
-from gmm_guidance.guidance.curve import SigmaCurve
 from gmm_guidance.guidance.features import feature_name
 from gmm_guidance.guidance.mambo import MAMBOG
 from gmm_guidance.guidance.projected import APG, TCFG
@@ -20,6 +19,7 @@ from gmm_guidance.guidance.rule import (
     static,
 )
 from gmm_guidance.guidance.s2 import S2Guidance
+from gmm_guidance.guidance.scale import SigmaCurve
 from gmm_guidance.guidance.skip_layer import SkipLayer
 
 __all__ = [

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance.checks import as_concrete
+from gmm_guidance._runtime.checks import as_concrete
 from gmm_guidance.guidance.features import CFG_FEATURE, Feature, feature_passes
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, guidance_rule, static
-from gmm_guidance.windows import Position
+from gmm_guidance.guidance.windows import Position
 
 
 @guidance_rule

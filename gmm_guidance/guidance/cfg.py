@@ -9,8 +9,8 @@ from typing import Any
 
 from jax.typing import ArrayLike
 
-from gmm_guidance.checks import as_concrete, as_float
-from gmm_guidance.guidance.curve import SigmaCurve, known_scale_at, scale_at
+from gmm_guidance._runtime.checks import as_concrete, as_float
+from gmm_guidance.blocks.evaluate import Pass
 from gmm_guidance.guidance.rule import (
     GuidanceRule,
     Unconditional,
@@ -18,8 +18,8 @@ from gmm_guidance.guidance.rule import (
     guidance_rule,
     static,
 )
-from gmm_guidance.passes import Pass
-from gmm_guidance.windows import Position, Window, as_window, positions_inside
+from gmm_guidance.guidance.scale import SigmaCurve, known_scale_at, scale_at
+from gmm_guidance.guidance.windows import Position, Window, as_window, positions_inside
 
 #: A number, or one for each noise level.
 Scale = ArrayLike | SigmaCurve

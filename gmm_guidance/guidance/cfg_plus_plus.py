@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from gmm_guidance.blocks.evaluate import Pass
 from gmm_guidance.guidance.cfg import Scale, check_scale
-from gmm_guidance.guidance.curve import known_scale_at, scale_at
+from gmm_guidance.guidance.renoised import Renoised
 from gmm_guidance.guidance.rule import (
     GuidanceRule,
     Unconditional,
     guidance_rule,
 )
-from gmm_guidance.passes import Pass
-from gmm_guidance.renoised import Renoised
-from gmm_guidance.windows import Position
+from gmm_guidance.guidance.scale import known_scale_at, scale_at
+from gmm_guidance.guidance.windows import Position
 
 
 @guidance_rule

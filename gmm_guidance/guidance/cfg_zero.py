@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gmm_guidance.blocks.evaluate import Pass
+from gmm_guidance.diffusion.process import Process, RectifiedFlow
 from gmm_guidance.guidance.cfg import Scale, check_scale
-from gmm_guidance.guidance.curve import known_scale_at, scale_at
 from gmm_guidance.guidance.per_sample import dot, ratio
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, guidance_rule, static
+from gmm_guidance.guidance.scale import known_scale_at, scale_at
 from gmm_guidance.guidance.velocity import denoised_change, denoised_of, velocity_of
-from gmm_guidance.passes import Pass
-from gmm_guidance.process import Process, RectifiedFlow
-from gmm_guidance.windows import Position, StepWindow
+from gmm_guidance.guidance.windows import Position, StepWindow
 
 
 @guidance_rule

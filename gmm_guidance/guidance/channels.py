@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gmm_guidance.blocks.evaluate import Pass
+from gmm_guidance.guidance.renoised import Renoised
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, guidance_rule, static
-from gmm_guidance.passes import Pass
-from gmm_guidance.renoised import Renoised
-from gmm_guidance.windows import Position
+from gmm_guidance.guidance.windows import Position
 
 
 @guidance_rule

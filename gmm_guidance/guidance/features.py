@@ -11,8 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from gmm_guidance.block_drop import FixedBlocks, eligible_blocks
-from gmm_guidance.passes import Pass, is_block_stack
+from gmm_guidance.blocks.drop import FixedBlocks, eligible_blocks
+from gmm_guidance.blocks.evaluate import Pass, is_block_stack
 
 Feature = str | tuple[int, ...]
 CFG_FEATURE = "cfg"

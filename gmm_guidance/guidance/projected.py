@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance.checks import as_float
+from gmm_guidance._runtime.checks import as_float
+from gmm_guidance.blocks.evaluate import Pass
+from gmm_guidance.diffusion.process import VE, Process
 from gmm_guidance.guidance.cfg import Scale, check_scale
-from gmm_guidance.guidance.curve import known_scale_at, scale_at
 from gmm_guidance.guidance.per_sample import dot, norm, ratio
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, guidance_rule, static
+from gmm_guidance.guidance.scale import known_scale_at, scale_at
 from gmm_guidance.guidance.velocity import denoised_change, velocity_of
-from gmm_guidance.passes import Pass
-from gmm_guidance.process import VE, Process
-from gmm_guidance.windows import Position
+from gmm_guidance.guidance.windows import Position
 
 
 @guidance_rule

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
+from gmm_guidance.blocks.evaluate import Pass
 from gmm_guidance.guidance.cfg import Scale, check_scale
-from gmm_guidance.guidance.curve import known_scale_at, scale_at
 from gmm_guidance.guidance.per_sample import ratio, std
+from gmm_guidance.guidance.renoised import map_denoised
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, guidance_rule
-from gmm_guidance.passes import Pass
-from gmm_guidance.renoised import map_denoised
-from gmm_guidance.windows import Position
+from gmm_guidance.guidance.scale import known_scale_at, scale_at
+from gmm_guidance.guidance.windows import Position
 
 
 @guidance_rule

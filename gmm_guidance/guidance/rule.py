@@ -15,9 +15,9 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 
-from gmm_guidance.passes import Pass
-from gmm_guidance.renoised import Guided, Renoised
-from gmm_guidance.windows import Position
+from gmm_guidance.blocks.evaluate import Pass
+from gmm_guidance.guidance.renoised import Guided, Renoised
+from gmm_guidance.guidance.windows import Position
 
 __all__ = [
     "GuidanceRule",

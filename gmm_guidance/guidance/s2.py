@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from gmm_guidance.block_drop import DropLaw, FixedCount
+from gmm_guidance.blocks.drop import DropLaw, FixedCount
 from gmm_guidance.guidance.cfg import Scale, check_scale
 from gmm_guidance.guidance.rule import GuidanceRule, guidance_rule, static
 from gmm_guidance.guidance.weak import Form, WindowedTerm
 from gmm_guidance.guidance.weak_source import DroppedBlocks, Redraw
-from gmm_guidance.windows import Window, as_window
+from gmm_guidance.guidance.windows import Window, as_window
 
 
 @guidance_rule

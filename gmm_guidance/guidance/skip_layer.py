@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gmm_guidance.block_drop import FixedBlocks
+from gmm_guidance.blocks.drop import FixedBlocks
 from gmm_guidance.guidance.cfg import Scale, check_scale
 from gmm_guidance.guidance.rule import GuidanceRule, guidance_rule, static
 from gmm_guidance.guidance.weak import Form, WindowedTerm
 from gmm_guidance.guidance.weak_source import DroppedBlocks
-from gmm_guidance.windows import Window, as_window
+from gmm_guidance.guidance.windows import Window, as_window
 
 
 @guidance_rule

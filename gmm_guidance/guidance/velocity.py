@@ -9,8 +9,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gmm_guidance.conversions import denormalise, from_denoised, to_denoised
-from gmm_guidance.process import Process
+from gmm_guidance.diffusion.parameterization import (
+    denormalise,
+    from_denoised,
+    to_denoised,
+)
+from gmm_guidance.diffusion.process import Process
 
 
 def velocity_of(

@@ -18,14 +18,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gmm_guidance.checks import as_float
+from gmm_guidance._runtime.checks import as_float
+from gmm_guidance.blocks.evaluate import Pass
 from gmm_guidance.guidance.cfg import CFG, Scale
-from gmm_guidance.guidance.curve import known_scale_at, scale_at
+from gmm_guidance.guidance.renoised import map_denoised
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, guidance_rule, static
+from gmm_guidance.guidance.scale import known_scale_at, scale_at
 from gmm_guidance.guidance.weak_source import DroppedBlocks, OtherModel
-from gmm_guidance.passes import Pass
-from gmm_guidance.renoised import map_denoised
-from gmm_guidance.windows import Position, Window, as_window, positions_inside
+from gmm_guidance.guidance.windows import Position, Window, as_window, positions_inside
 
 Form = Literal["centred", "subtract", "subtract_eps"]
 

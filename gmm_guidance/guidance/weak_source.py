@@ -7,9 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from gmm_guidance.block_drop import DropLaw, ExpectedDrop, FixedCount
+from gmm_guidance.blocks.drop import DropLaw, ExpectedDrop, FixedCount
+from gmm_guidance.blocks.evaluate import Pass
 from gmm_guidance.guidance.rule import guidance_rule, static
-from gmm_guidance.passes import Pass
 
 Redraw = Literal["step", "evaluation", "run"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 def check_samples(

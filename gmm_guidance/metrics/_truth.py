@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gmm_guidance.metrics._checks import check_one_label
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 MAX_ELEMENTS = 1 << 20  # of an intermediate array: stays in cache, bounds the memory
 _TAIL = 8.5  # standard deviations beyond which float64 holds no more of a Gaussian

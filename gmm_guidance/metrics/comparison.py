@@ -13,7 +13,7 @@ from gmm_guidance.metrics.nearest import nearest_neighbours
 from gmm_guidance.metrics.optimal_transport import wasserstein_2
 from gmm_guidance.metrics.uncertainty import mean_and_standard_error
 from gmm_guidance.metrics.wasserstein import sliced_wasserstein
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 def compare_to_samples(

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from gmm_guidance.metrics._checks import check_labelled
 from gmm_guidance.metrics._truth import MAX_ELEMENTS, components
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 def outside_fraction(

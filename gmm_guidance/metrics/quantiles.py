@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gmm_guidance.metrics._truth import Line, line_moments, line_nodes, line_of
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 def cdf(mixture: GaussianMixture, x: ArrayLike, label: int | None = None) -> np.ndarray:

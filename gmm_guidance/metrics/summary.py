@@ -15,7 +15,7 @@ from gmm_guidance.metrics.likelihood import negative_log_likelihood
 from gmm_guidance.metrics.statistics import class_statistics, mode_statistics
 from gmm_guidance.metrics.uncertainty import mean_and_standard_error
 from gmm_guidance.metrics.wasserstein import sliced_wasserstein
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 def summarise(

@@ -26,7 +26,7 @@ from gmm_guidance.metrics._truth import (
     line_nodes,
     line_of,
 )
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 def wasserstein_1d(

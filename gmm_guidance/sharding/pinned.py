@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from gmm_guidance.denoiser import run_blocks
+from gmm_guidance.blocks.stack import run_blocks
 from gmm_guidance.sharding.batches import shard_batch
 
 

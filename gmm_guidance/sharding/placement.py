@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gmm_guidance.checkpoint import named_leaves
+from gmm_guidance._runtime.tensor_files import named_leaves
 
 # Regular expressions, searched in a parameter's path ("blocks.mlp.fc1.kernel"), and how
 # its axes are divided; the first that is found counts, without one it is replicated.

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 
 from gmm_guidance import presets
-from gmm_guidance.mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from oracles.mixture64 import Mixture64
 
 N_LINE, N_CORNERS = 500, 600

@@ -12,8 +12,8 @@ from toy_experiments.claims.ledger import (
     of_entry,
     paired,
 )
-from toy_experiments.experiment import Metrics
-from toy_experiments.toys import TOY_TITLES
+from toy_experiments.common.experiment import Metrics
+from toy_experiments.common.toys import TOY_TITLES
 
 
 def _repair(metrics: Metrics) -> Judgement:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gmm_guidance.files import write_text
+from gmm_guidance._runtime.files import write_text
 from gmm_guidance.metrics import confidence_interval
-from toy_experiments.experiment import Metrics
+from toy_experiments.common.experiment import Metrics
 
 Verdict = Literal[
     "holds", "holds in a regime", "does not hold", "undecided", "not testable here"

@@ -13,7 +13,7 @@ from toy_experiments.claims.ledger import (
     of_entry,
     paired,
 )
-from toy_experiments.experiment import Metrics
+from toy_experiments.common.experiment import Metrics
 
 _PAPER = "Chen et al., arXiv 2508.12880v4"
 # An interval of 95 % lies on the wrong side of zero in 2.5 % of cells by chance.

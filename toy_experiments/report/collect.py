@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from toy_experiments.experiment import Experiment, Metrics
-from toy_experiments.workspace import Arrays
+from toy_experiments.common.experiment import Experiment, Metrics
+from toy_experiments.common.workspace import Arrays
 
 EXPLORER = "explorer"  # whose arrays feed the interactive panels
 

@@ -10,13 +10,13 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from gmm_guidance.files import atomic
-from toy_experiments.experiment import Experiment
+from gmm_guidance._runtime.files import atomic
+from toy_experiments.common.experiment import Experiment
+from toy_experiments.common.style import COLOURS, TRUTH
 from toy_experiments.registry import EXPERIMENTS
 from toy_experiments.report.collect import EXPLORER, Collection, Result, collect
 from toy_experiments.report.panels import panel_data, panels_html
 from toy_experiments.report.tables import claims_table, config_table, numbers_table
-from toy_experiments.style import COLOURS, TRUTH
 
 
 def write_report(

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from toy_experiments.experiment import Metrics
+from toy_experiments.common.experiment import Metrics
+from toy_experiments.common.laboratory import REGIME_TITLES
+from toy_experiments.common.workspace import Arrays
 from toy_experiments.explorer import PARTS, ROWS, density_bins, start_level
-from toy_experiments.laboratory import REGIME_TITLES
-from toy_experiments.workspace import Arrays
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from html import escape
 from typing import Any
 
-from toy_experiments.experiment import Metrics
+from toy_experiments.common.experiment import Metrics
 
 # Of a record, the keys that are no measurements.
 ABOUT_THE_RUN = ("experiment", "seeds", "std", "config", "versions")

@@ -1,0 +1,1 @@
+"""Files, checkpoints, progress and other support without science."""

@@ -1,0 +1,145 @@
+"""Arrays and their description in one safetensors file, written atomically.
+
+The format holds tensors and text only: loading runs no code of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from gmm_guidance._runtime.files import atomic
+
+
+def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -> Path:
+    """Write a pytree of arrays with a JSON description; complete or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    arrays = {
+        name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()
+    }
+    metadata = {"description": json.dumps(description, sort_keys=True)}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        write_tensors(arrays, temporary, metadata)
+    return path
+
+
+def write_tensors(
+    arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: if it cannot be written; safetensors has an error of its own for that.
+    """
+    try:
+        safetensors.numpy.save_file(arrays, path, metadata)
+    except safetensors.SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(
+            number,
+            f"{path.parent} must have room and be writable ({os.strerror(number)}); "
+            f"free some space, or name another place",
+        ) from error
+
+
+def load_description(path: str | os.PathLike) -> dict[str, Any]:
+    """The description in a file's header, without reading its arrays.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated or none of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}.")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({error}); delete it and "
+            f"write it again."
+        ) from error
+    try:
+        return json.loads(metadata["description"])
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(
+            f"{path} was not written by gmm_guidance: its header has no description."
+        ) from None
+
+
+def load_tree(path: str | os.PathLike, like: Any) -> Any:
+    """Read arrays into the structure of ``like`` (arrays or shape descriptions).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated, or its arrays are not those of ``like``:
+            the message lists what is missing, unexpected or of another type or shape.
+    """
+    load_description(path)
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); write it again.") from error
+    expected = named_leaves(like)
+    problems = [f"missing {name}" for name in expected if name not in arrays]
+    problems += [f"unexpected {name}" for name in arrays if name not in expected]
+    problems += [
+        f"{name} is {_kind(arrays[name])}, expected {_kind(leaf)}"
+        for name, leaf in expected.items()
+        if name in arrays and _kind(arrays[name]) != _kind(leaf)
+    ]
+    if problems:
+        raise ValueError(
+            f"{path} does not fit: {'; '.join(problems[:5])}"
+            + (f"; and {len(problems) - 5} more." if len(problems) > 5 else ".")
+        )
+    leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by the path that leads to them, in the tree's own order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in leaves
+    }
+
+
+def differences(
+    expected: dict[str, Any], found: dict[str, Any], prefix: str = ""
+) -> list[str]:
+    """Entries in which two descriptions differ, in words."""
+    missing = object()
+    result = []
+    for name in sorted(expected.keys() | found.keys()):
+        wanted, actual = expected.get(name, missing), found.get(name, missing)
+        if isinstance(wanted, dict) and isinstance(actual, dict):
+            result += differences(wanted, actual, f"{prefix}{name}.")
+        elif wanted != actual:
+            result.append(
+                f"{prefix}{name} is {found.get(name)!r}, expected "
+                f"{expected.get(name)!r}"
+            )
+    return result
+
+
+def _kind(array: Any) -> str:
+    return f"{array.dtype} {array.shape}"

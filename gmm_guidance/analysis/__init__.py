@@ -1,0 +1,1 @@
+"""Error budgets and calibration of guidance."""

@@ -1,0 +1,150 @@
+"""``calibrate``: measure how well each guidance correction points at the true error.
+
+``E[x0 | x]`` is the exact denoiser, so that ``x0 - D_c`` is the error of the network
+plus noise orthogonal to all functions of ``x``. Regressing it on the corrections that a
+guidance rule can make, ``D_c - D_u`` and ``D_c - D_weak``, gives the best coefficients
+at each noise level from data alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from gmm_guidance._runtime.checks import check_key
+from gmm_guidance.analysis.calibration import Calibration
+from gmm_guidance.analysis.moments import gather_moments
+from gmm_guidance.blocks.evaluate import is_block_stack
+from gmm_guidance.guidance.features import all_features, check_features
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+
+
+def calibrate(
+    model: Any,
+    data: GaussianMixture | tuple[ArrayLike, ArrayLike | None],
+    key: jax.Array,
+    *,
+    features: Sequence[Any] | None = None,
+    sigmas: ArrayLike | None = None,
+    num_samples: int = 20000,
+    label: int | None = None,
+    num_groups: int = 24,
+    batch_size: int = 4096,
+    gate: float = 3.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Measure guidance coefficients over the noise level by least squares.
+
+    For fidelity to ``p(x | label)``: the coefficients make the guided denoiser as close
+    to the conditional mean as the features allow. They know nothing of taste, for which
+    people turn CFG up far beyond it.
+
+    Args:
+        model: a denoiser; a ``BlockStack`` if features drop blocks.
+        data: a mixture, whose exact denoiser is then known as well; or a pair of clean
+            samples ``[n, ...]`` and labels ``[n]`` (or ``None``), preferably data that
+            the model was not trained on.
+        key: a JAX random key.
+        features: ``"cfg"`` for ``D_c - D_u``, tuples of blocks for ``D_c`` minus the
+            model without them. By default CFG and each block alone but the first.
+        sigmas: noise levels > 0, ``[S]``; by default 12 levels from 0.01 to 20 data
+            standard deviations.
+        num_samples: samples at each level, at least 10 for each group. Memory does not
+            grow with it.
+        label: of a mixture, one class; by default all, in their proportions.
+        num_groups: independent groups of samples, at least 8; the last quarter is held
+            out.
+        batch_size: samples evaluated at once.
+        gate: a level keeps its coefficients if their cross-validated gain exceeds so
+            many standard errors; else they are zero, so that noise is not fitted.
+        progress: called with the groups that are done, and their number.
+
+    Returns:
+        The calibration, from which coefficients, rankings and rules are derived.
+
+    Raises:
+        ValueError: for bad features, levels, counts or shapes.
+        TypeError: if a feature drops blocks of a model without blocks.
+    """
+    check_key(key)
+    if features is None:
+        features = all_features(model)
+    chosen = check_features(features, model)
+    _check_counts(num_samples, num_groups, batch_size)
+    clean = _check_data(data, label, num_groups)
+    levels = _levels(sigmas, data if isinstance(data, GaussianMixture) else clean)
+    moments = gather_moments(
+        key,
+        model,
+        data,
+        chosen,
+        levels,
+        label=label,
+        num_samples=num_samples,
+        num_groups=num_groups,
+        batch_size=batch_size,
+        progress=progress or (lambda done, total: None),
+    )
+    return Calibration(
+        features=chosen,
+        sigmas=levels,
+        products=moments.products,
+        data_variance=moments.clean,
+        num_samples=num_samples,
+        num_blocks=model.num_blocks if is_block_stack(model) else 0,
+        gate=gate,
+    )
+
+
+def _check_counts(num_samples: int, num_groups: int, batch_size: int) -> None:
+    if num_groups < 8:
+        raise ValueError(
+            f"num_groups must be at least 8, since a quarter is held out and standard "
+            f"errors are over groups, got {num_groups}."
+        )
+    if num_samples < 10 * num_groups:
+        raise ValueError(
+            f"num_samples must be at least 10 for each of the {num_groups} groups, got "
+            f"{num_samples}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+
+
+def _check_data(data: Any, label: int | None, num_groups: int) -> np.ndarray | None:
+    if isinstance(data, GaussianMixture):
+        return None
+    clean, labels = data
+    clean = np.asarray(clean)
+    if label is not None:
+        raise ValueError(
+            "label chooses a class of a mixture; of a data set give the samples of "
+            "that class."
+        )
+    if clean.ndim < 2 or len(clean) < num_groups:
+        raise ValueError(
+            f"samples must have shape [n, ...] with n at least num_groups "
+            f"({num_groups}), got {clean.shape}."
+        )
+    if labels is not None and np.shape(labels) != (len(clean),):
+        raise ValueError(
+            f"labels must have shape [{len(clean)}], one for each sample, got "
+            f"{np.shape(labels)}."
+        )
+    return clean
+
+
+def _levels(sigmas: ArrayLike | None, data: Any) -> np.ndarray:
+    if sigmas is None:
+        scale = data.scale if isinstance(data, GaussianMixture) else np.std(data)
+        return float(scale) * np.geomspace(0.01, 20.0, 12)
+    levels = np.sort(np.atleast_1d(np.asarray(sigmas, np.float64)))
+    if levels.ndim != 1 or not (np.isfinite(levels) & (levels > 0)).all():
+        raise ValueError(f"sigmas must be finite and > 0, got {sigmas!r}.")
+    if len(np.unique(levels)) != len(levels):
+        raise ValueError(f"sigmas must differ from each other, got {levels.tolist()}.")
+    return levels

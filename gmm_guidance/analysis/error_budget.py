@@ -1,0 +1,303 @@
+"""Where guidance errs: the rule's own bias, learning error, and weak passes between.
+
+With a target denoiser ``T``, the guided denoiser of a trained network is off by
+
+    R(trained) - T  =  [B(exact) - T]          bias of the rule itself
+                     + [B(trained) - B(exact)]  learning error, as the rule amplifies it
+                     + [R(trained) - B(trained)]  what the weak passes do           (1)
+
+where ``R`` is the rule and ``B`` the rule without its weak passes (CFG, for
+S²-Guidance): these vanish for an exact denoiser, whose sub-network is exact at best.
+Only the second bracket can be mended by them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.pytree import Static, join, split
+from gmm_guidance.blocks.drop import eligible_blocks
+from gmm_guidance.blocks.evaluate import Pass, evaluate_passes, is_block_stack
+from gmm_guidance.diffusion.denoiser import Denoiser
+from gmm_guidance.diffusion.schedule import Karras, Schedule
+from gmm_guidance.guidance.rule import GuidanceRule
+from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.sampling.guided_denoise import guided_at
+from gmm_guidance.sampling.sample import guided_sample
+from gmm_guidance.sampling.segments import plan_segments
+from gmm_guidance.sampling.solvers import Euler
+
+PARTS = ("bias", "learning", "weak", "total")
+
+
+class Decomposition(NamedTuple):
+    """The brackets of Eq. 1 at each point, ``[n, d]`` in units of the data.
+
+    Attributes:
+        bias: of the rule with exact denoisers.
+        learning: of the network, under the rule without its weak passes.
+        weak: what the weak passes add.
+        total: guided denoiser minus target, computed on its own; the sum of the others
+            up to rounding.
+    """
+
+    bias: jax.Array
+    learning: jax.Array
+    weak: jax.Array
+    total: jax.Array
+
+
+def decompose(
+    denoiser: Denoiser,
+    guidance: GuidanceRule,
+    mixture: GaussianMixture,
+    x: jax.Array,
+    sigma: Any,
+    label: Any,
+    *,
+    target: Denoiser | None = None,
+    key: jax.Array | None = None,
+) -> Decomposition:
+    """Split the error of a guided denoiser at given points (Eq. 1).
+
+    Args:
+        denoiser: the trained denoiser.
+        guidance: the rule; with a window, as inside of it.
+        mixture: the truth.
+        x: noisy samples ``[n, d]``.
+        sigma: noise level, a scalar.
+        label: an integer, ``[n]`` integers or ``None``.
+        target: the denoiser of what ought to be sampled; ``p(x | label)`` by default,
+            or ``exact.TiltedTarget`` for ``p(x) p(label | x)^scale``.
+        key: for random masks.
+
+    Returns:
+        The four fields.
+    """
+    x = jnp.asarray(x)
+    if label is not None:
+        label = jnp.broadcast_to(jnp.asarray(label, jnp.int32), x.shape[:1])
+    models = (denoiser, ExactDenoiser(mixture), target or ExactDenoiser(mixture))
+    arrays, static = split((models, guidance))
+    key = jax.random.key(0) if key is None else key
+    sigma = jnp.asarray(sigma, x.dtype)
+    return Decomposition(*_fields(static, arrays, x, sigma, label, key))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fields(static: Static, arrays: list[Any], x, sigma, label, key):
+    models, rule = join(arrays, static)
+    return _parts(models, rule, x, sigma, label, key, jnp.uint32(0))
+
+
+def _parts(models, rule, x, sigma, label, key, step) -> tuple[jax.Array, ...]:
+    trained, exact, target = models
+    base = rule.without_weak_passes()
+
+    def value(model, some_rule):
+        return guided_at(model, some_rule, x, sigma, label, key, step)
+
+    goal = target(x, sigma, label)
+    ideal, plain, guided = (
+        value(exact, base),
+        value(trained, base),
+        value(trained, rule),
+    )
+    return ideal - goal, plain - ideal, guided - plain, guided - goal
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorBudget:
+    """Mean products of the parts of Eq. 1 at each noise level, by ``error_budget``.
+
+    Attributes:
+        sigmas: noise levels ``[S]``, descending.
+        blocks: blocks whose own effect was measured.
+        products: mean over samples of inner products of the parts and of ``D_c -
+            D_weak`` for each block, ``[S, 4 + len(blocks), same]``, in squared units of
+            the data.
+        defect: largest deviation of the parts' sum from the total, ``[S]``: rounding.
+    """
+
+    sigmas: np.ndarray
+    blocks: tuple[int, ...]
+    products: np.ndarray
+    defect: np.ndarray
+
+    def rms(self, part: str) -> np.ndarray:
+        """Root mean square of a part, or of ``"without_weak"``, ``[S]``."""
+        return np.sqrt(
+            np.maximum(self._inner(self._vector(part), self._vector(part)), 0)
+        )
+
+    def cosine(self, part: str, other: str) -> np.ndarray:
+        """Cosine of a part with *minus* another, ``[S]``: 1 if it points against it."""
+        a, b = self._vector(part), -self._vector(other)
+        norm = self.rms(part) * self.rms(other)
+        return self._inner(a, b) / np.where(norm > 0, norm, np.nan)
+
+    def projection(self, part: str, other: str) -> np.ndarray:
+        """How much of minus ``other`` is in ``part``: 1 cancels it, ``[S]``."""
+        a, b = self._vector(part), -self._vector(other)
+        square = self._inner(b, b)
+        return self._inner(a, b) / np.where(square > 0, square, np.nan)
+
+    def share_removed(self, other: str, by: str = "weak") -> np.ndarray:
+        """Share of the mean square of ``other`` that adding ``by`` removes, ``[S]``.
+
+        Negative where it adds error.
+        """
+        before = self._vector(other)
+        after = before + self._vector(by)
+        square = self._inner(before, before)
+        return 1.0 - self._inner(after, after) / np.where(square > 0, square, np.nan)
+
+    def block(self, block: int) -> str:
+        """The name under which a block's effect ``D_c - D_weak`` is known here.
+
+        Raises:
+            ValueError: if the block was not measured.
+        """
+        if block not in self.blocks:
+            raise ValueError(f"block must be one of {self.blocks}, got {block}.")
+        return f"block {block}"
+
+    def _vector(self, part: str) -> np.ndarray:
+        """Coefficients of a part over the measured fields."""
+        vector = np.zeros(self.products.shape[-1])
+        if part == "without_weak":
+            vector[:2] = 1.0
+        elif part in PARTS:
+            vector[PARTS.index(part)] = 1.0
+        else:
+            names = [f"block {b}" for b in self.blocks]
+            if part not in names:
+                raise ValueError(
+                    f"part must be one of {PARTS}, 'without_weak' or one of {names}, "
+                    f"got {part!r}."
+                )
+            vector[len(PARTS) + names.index(part)] = 1.0
+        return vector
+
+    def _inner(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.einsum("i,sij,j->s", a, self.products, b)
+
+
+def error_budget(
+    key: jax.Array,
+    denoiser: Denoiser,
+    guidance: GuidanceRule,
+    mixture: GaussianMixture,
+    label: int,
+    *,
+    schedule: Schedule = Karras(),
+    num_samples: int = 4096,
+    points: Literal["noised", "trajectory"] = "noised",
+    target: Denoiser | None = None,
+    blocks: bool = False,
+    solver: Any = "heun",
+) -> ErrorBudget:
+    """The parts of Eq. 1 over the noise levels of a schedule, averaged over points.
+
+    Args:
+        key: a JAX random key.
+        denoiser: the trained denoiser.
+        guidance: the rule, with its windows as they fall on the schedule.
+        mixture: the truth.
+        label: the class.
+        schedule: noise levels; the parts are taken at each but the last, zero.
+        num_samples: number of points at each level.
+        points: ``"noised"``, true samples of the class under noise; or
+            ``"trajectory"``, where the sampler under this rule really passes.
+        target: as in ``decompose``.
+        blocks: also measure ``D_c - D_weak`` of every unprotected single block (all but
+            the first); needs a ``BlockStack``.
+        solver: of the trajectory.
+
+    Returns:
+        The budget.
+
+    Raises:
+        ValueError: for unknown ``points``.
+        TypeError: if ``blocks`` is asked of a model that has none.
+    """
+    check_key(key)
+    if points not in ("noised", "trajectory"):
+        raise ValueError(f"points must be 'noised' or 'trajectory', got {points!r}.")
+    if blocks and not is_block_stack(denoiser):
+        raise TypeError(f"{type(denoiser).__name__} has no blocks; use blocks=False.")
+    sigmas = np.asarray(schedule.sigmas())[:-1]
+    point_key, mask_key = jax.random.split(key)
+    if points == "noised":
+        clean, _ = mixture.sample(point_key, num_samples, label)
+        noise = jax.random.normal(jax.random.fold_in(point_key, 1), clean.shape)
+        levels = jnp.asarray(sigmas, clean.dtype)
+        path = clean[None] + levels[:, None, None] * noise[None]
+    else:
+        _, path = guided_sample(
+            mask_key,
+            denoiser,
+            label,
+            num_samples=num_samples,
+            guidance=guidance,
+            schedule=schedule,
+            solver=solver,
+            trajectory=True,
+        )
+    measured = (
+        tuple(int(b) for b in eligible_blocks(denoiser.num_blocks, (0,)))  # type: ignore[attr-defined]
+        if blocks
+        else ()
+    )
+    models = (denoiser, ExactDenoiser(mixture), target or ExactDenoiser(mixture))
+    products, defects = [], []
+    for segment in plan_segments(guidance, schedule, Euler()):
+        part = slice(segment.start, segment.stop)
+        arrays, static = split((models, segment.rules[0]))
+        found, defect = _products(
+            static,
+            measured,
+            arrays,
+            path[part],
+            jnp.asarray(sigmas[part], path.dtype),
+            jnp.arange(segment.start, segment.stop, dtype=jnp.uint32),
+            jnp.full((num_samples,), label, jnp.int32),
+            mask_key,
+        )
+        products.append(np.asarray(found, np.float64))
+        defects.append(np.asarray(defect, np.float64))
+    return ErrorBudget(
+        sigmas, measured, np.concatenate(products), np.concatenate(defects)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _products(static, blocks, arrays, path, sigmas, steps, label, key):
+    models, rule = join(arrays, static)
+
+    def at(inputs):
+        x, sigma, step = inputs
+        parts = _parts(models, rule, x, sigma, label, key, step)
+        defect = jnp.max(jnp.abs(parts[0] + parts[1] + parts[2] - parts[3]))
+        rows = jnp.stack(parts)
+        if blocks:
+            passes = [Pass(label)]
+            passes += [Pass(label, drop=jnp.array([b], jnp.int32)) for b in blocks]
+            outputs = evaluate_passes(models[0], x, sigma, passes)
+            rows = jnp.concatenate([rows, outputs[:1] - outputs[1:]])
+        flat = rows.reshape(rows.shape[0], -1)
+        highest = jax.lax.Precision.HIGHEST
+        return (
+            jnp.einsum("ai,bi->ab", flat, flat, precision=highest) / x.shape[0],
+            defect,
+        )
+
+    return jax.lax.map(at, (path, sigmas, steps))

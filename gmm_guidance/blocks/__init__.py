@@ -1,0 +1,1 @@
+"""Stacks of blocks and the evaluation of passes through them."""

@@ -1,0 +1,169 @@
+"""Passes, and the evaluator that computes a set of them at least cost.
+
+A weak pass equals the full pass of the same label up to its first dropped block. So
+the full passes run as rows of one batch, and each weak pass joins them there as one
+more row, which stands still at its dropped blocks:
+
+    blocks      0 .. first           first .. L
+    rows        uncond, cond         uncond, cond, weak
+
+Rows live on their own leading axis ``[row, n, ...]``: merging them into the sample
+axis would move activations between devices when the samples are sharded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_guidance.blocks.shared_prefix import read_rows, run_rows
+from gmm_guidance.blocks.stack import BlockStack
+from gmm_guidance.diffusion.denoiser import Denoiser
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One evaluation that a guidance rule asks for.
+
+    Attributes:
+        label: the condition, integers of shape ``[n]``, or ``None`` for no condition.
+        drop: blocks to leave out, ascending indices ``[k]`` padded at the end with
+            ``num_blocks``; or ``[n, k]``, a set for each sample; or ``None``.
+        model: another denoiser to evaluate, or ``None`` for the one being guided.
+    """
+
+    label: Any
+    drop: jax.Array | None = None
+    model: Any = None
+
+
+def is_block_stack(model: Any) -> bool:
+    """Whether the model exposes its blocks."""
+    return isinstance(model, BlockStack)
+
+
+def evaluate_passes(
+    model: Denoiser, x: jax.Array, sigma: jax.Array, passes: Sequence[Pass]
+) -> jax.Array:
+    """Evaluate passes on the same samples, sharing what they have in common.
+
+    Values equal those of separate evaluations; on the CPU bit for bit, where each row
+    is computed in the shapes it has alone.
+
+    Args:
+        model: the denoiser being guided.
+        x: noisy samples, array of shape ``[n, ...]``.
+        sigma: noise level, a scalar or ``[n]``.
+        passes: what to evaluate.
+
+    Returns:
+        Denoised samples, one row for each pass in their order: ``[row, n, ...]``.
+
+    Raises:
+        TypeError: if a pass drops blocks of a model that is no ``BlockStack``.
+    """
+    if not passes:
+        raise ValueError("passes must name at least one evaluation, got none.")
+    outputs: list[Any] = [None] * len(passes)
+    for other in _distinct([p.model for p in passes]):
+        rows = [i for i, p in enumerate(passes) if p.model is other]
+        target = model if other is None else other
+        values = _evaluate_on(target, x, sigma, [passes[i] for i in rows])
+        for i, value in zip(rows, values, strict=True):
+            outputs[i] = value
+    return jnp.stack(outputs)
+
+
+def _evaluate_on(
+    model: Any, x: jax.Array, sigma: jax.Array, passes: Sequence[Pass]
+) -> list[jax.Array]:
+    """All passes of one model."""
+    if any(p.drop is not None for p in passes) and not is_block_stack(model):
+        raise TypeError(
+            f"this guidance rule drops blocks, but {type(model).__name__} is not a "
+            f"BlockStack (num_blocks, embed, block, readout). Use a rule that drops "
+            f"none (CFG, AutoGuidance), or give the model these methods."
+        )
+    full_labels = _distinct([p.label for p in passes if p.drop is None])
+    if not is_block_stack(model):
+        by_label = _evaluate_labels(model, x, sigma, full_labels)
+        return [by_label[_index(full_labels, p.label)] for p in passes]
+
+    labels = _distinct([p.label for p in passes])
+    weak = [p for p in passes if p.drop is not None]
+    rows = _evaluate_rows(model, x, sigma, labels, full_labels, weak)
+    return [
+        rows[_index(labels, p.label)]
+        if p.drop is None
+        else rows[len(labels) + _index(weak, p)]
+        for p in passes
+    ]
+
+
+def _evaluate_labels(model, x, sigma, labels) -> Sequence[jax.Array]:
+    if len(labels) > 1 and hasattr(model, "denoise_rows"):
+        return model.denoise_rows(x, sigma, labels)
+    return [model(x, sigma, label) for label in labels]
+
+
+def _evaluate_rows(
+    model: BlockStack,
+    x: jax.Array,
+    sigma: jax.Array,
+    labels: Sequence[Any],
+    full_labels: Sequence[Any],
+    weak: Sequence[Pass],
+) -> jax.Array:
+    """Full passes of all labels, then the weak passes that join: ``[row, ...]``."""
+    embedded = [model.embed(x, sigma, label) for label in labels]
+    hidden, context = jax.tree.map(lambda *rows: jnp.stack(rows), *embedded)
+    if weak:
+        drops = _stack_drops([p.drop for p in weak], model.num_blocks)
+        base = np.array([_index(labels, p.label) for p in weak])
+        idle = np.array([not _contains(full_labels, label) for label in labels])
+        hidden, context = run_rows(model, hidden, context, drops, base, idle)
+    else:
+        hidden, context = run_rows(model, hidden, context)
+    return read_rows(model, hidden, context, x, sigma)
+
+
+def _stack_drops(drops: Sequence[Any], num_blocks: int) -> jax.Array:
+    """Index sets of one common length: ``[row, k]`` or ``[row, n, k]``."""
+    if len({d.ndim for d in drops}) > 1:
+        raise ValueError(
+            "passes must either all drop blocks for the whole batch or all by sample."
+        )
+    width = max(d.shape[-1] for d in drops)
+    return jnp.stack(
+        [
+            jnp.pad(
+                d,
+                [(0, 0)] * (d.ndim - 1) + [(0, width - d.shape[-1])],
+                constant_values=num_blocks,
+            )
+            for d in drops
+        ]
+    )
+
+
+def _distinct(items: Sequence[Any]) -> list[Any]:
+    """Items without repetition, by identity: arrays have no truth value of equality."""
+    result: list[Any] = []
+    for item in items:
+        if not _contains(result, item):
+            result.append(item)
+    return result
+
+
+def _contains(items: Sequence[Any], item: Any) -> bool:
+    return any(other is item for other in items)
+
+
+def _index(items: Sequence[Any], item: Any) -> int:
+    return next(i for i, other in enumerate(items) if other is item)

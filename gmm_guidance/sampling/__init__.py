@@ -1,0 +1,1 @@
+"""Sampling of a denoiser under guidance."""
