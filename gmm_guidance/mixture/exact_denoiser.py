@@ -32,7 +32,7 @@ class ExactDenoiser:
         return self.mixture.num_labels
 
     def __call__(self, x: jax.Array, sigma: ArrayLike, label: Label) -> jax.Array:
-        """``E[x0 | x, label]``, Eq. 4 of ``mixture.gaussian_mixture``: shape ``[n, d]``."""
+        """``E[x0 | x, label]``, Eq. 4 of the mixture's module: shape ``[n, d]``."""
         return self.mixture.denoise(x, sigma, label)
 
     def denoise_rows(
