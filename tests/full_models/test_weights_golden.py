@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from full_models.weights.official import official_layout
 from oracles.dit_values import drop_blocks, predictions, relative_error
 
 from full_models import DiTConfig, load_weights
+from full_models.models.dit.official_layout import official_layout
 from full_models.weights.fill import dump
 from full_models.weights.torch_file import read_torch
 
