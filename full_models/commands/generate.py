@@ -118,9 +118,8 @@ def generate_with(
             make_shards(
                 config.out, plan, missing, sampler, reporter, config.keep_latents
             )
-        except Interrupted:
-            if is_first():
-                reporter.say(f"interrupted; all that is in {config.out} is whole")
+        except Interrupted as error:
+            error.add_note("run the same command with --resume to resume")
             raise
         manifest = finish(config.out, plan)
         if manifest is None:
