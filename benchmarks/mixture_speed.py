@@ -59,7 +59,7 @@ def _accuracy(mixture: gg.GaussianMixture, x: jax.Array) -> dict[str, float]:
 def _score_float64(mixture, x, sigma) -> np.ndarray:
     means = np.asarray(mixture.means, np.float64)
     # The float32 eigenpairs are the mixture; only the arithmetic is in float64.
-    axes = np.asarray(mixture.axes, np.float64)
+    axes = np.asarray(mixture.eigenvectors, np.float64)
     total = np.asarray(mixture.variances, np.float64) + sigma**2
     result = np.empty_like(x)
     for part in np.array_split(np.arange(len(x)), 32):

@@ -20,9 +20,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from gmm_guidance.mixture.closed_forms import _components, _rotate, map_samples
-from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.closed_forms import (
+    component_terms,
+    evaluate,
+    map_samples,
+    rotate,
+)
+from gmm_guidance.mixture.parameters import MixtureParameters
 
 # (points x nodes x components x dimensions) at a time.
 _CHUNK_ELEMENTS = 1 << 18
@@ -39,12 +45,19 @@ class LogLabelPosterior:
 
     def __call__(self, mixture, x, sigma, _):
         """A scalar <= 0."""
-        terms = _components(mixture, x, sigma).log_terms
-        own = mixture.labels == self.label
+        terms = component_terms(mixture, x, sigma).log_terms
+        own = np.asarray(mixture.labels) == self.label
         if own.all():
             return jnp.zeros((), terms.dtype)
         rest, mine = (jax.nn.logsumexp(terms[np.flatnonzero(m)]) for m in (~own, own))
         return -jax.nn.softplus(rest - mine)
+
+
+def log_label_posterior(
+    mixture: MixtureParameters, x: ArrayLike, sigma: ArrayLike, label: int
+) -> jax.Array:
+    """``log p(label | x)`` of noised samples at points ``[..., d]``."""
+    return evaluate(LogLabelPosterior(label), mixture, x, sigma, None)
 
 
 class Quadrature(NamedTuple):
@@ -93,7 +106,7 @@ def lattice(dim: int, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames=("label", "quadrature"))
 def tilt(
-    mixture: GaussianMixture,
+    mixture: MixtureParameters,
     x: jax.Array,
     sigma: jax.Array,
     scale: jax.Array,
@@ -151,7 +164,7 @@ def tilt(
 
 
 def clean_log_mean(
-    mixture: GaussianMixture, scale: jax.Array, label: int, num_nodes: int
+    mixture: MixtureParameters, scale: jax.Array, label: int, num_nodes: int
 ) -> jax.Array:
     """``log E[p(label | y)^(scale - 1) | label]`` of clean samples, by the lattice."""
     part = mixture.condition(label)
@@ -168,11 +181,11 @@ def clean_log_mean(
 
 def _lattice_nodes(part, standard, log_weights, x, sigma) -> _Nodes:
     """The lattice in every component."""
-    parts = _components(part, x, sigma)
+    parts = component_terms(part, x, sigma)
     shrink = part.variances.T * parts.precision  # [d or 1, K], of V = sigma^2 shrink
     root = jnp.sqrt(shrink)[None]
     spread = standard[:, :, None] * root
-    means = part.means.T + _rotate(part, parts.coordinates * shrink, to_axes=False)
+    means = part.means.T + rotate(part, parts.coordinates * shrink)
     points = means[None] + _rotate_all(part, spread * sigma)
     slopes = _rotate_all(
         part, spread / sigma - (parts.coordinates * parts.precision)[None]
@@ -186,7 +199,7 @@ def _lattice_nodes(part, standard, log_weights, x, sigma) -> _Nodes:
 
 def _drawn_nodes(part, normal, x, sigma) -> _Nodes:
     """Random nodes, shared out among the components by their responsibilities."""
-    parts = _components(part, x, sigma)
+    parts = component_terms(part, x, sigma)
     log_r = jax.nn.log_softmax(parts.log_terms)
     count = normal.shape[0]
     levels = jnp.asarray((np.arange(count) + 0.5) / count, x.dtype)
@@ -197,9 +210,9 @@ def _drawn_nodes(part, normal, x, sigma) -> _Nodes:
     coordinates = parts.coordinates[:, k]
     offset = coordinates * shrink + spread * sigma
     slopes = spread / sigma - coordinates * parts.precision[:, k]
-    if part.axes is not None:
-        axes = part.axes[k]
-        offset, slopes = (jnp.einsum("pij,jp->ip", axes, a) for a in (offset, slopes))
+    if part.eigenvectors is not None:
+        q = part.eigenvectors[k]
+        offset, slopes = (jnp.einsum("pij,jp->ip", q, a) for a in (offset, slopes))
     # One in value; its derivative is that of the share which the choice of the
     # components cannot have.
     kept = log_r[k] - jax.lax.stop_gradient(log_r[k])
@@ -207,5 +220,5 @@ def _drawn_nodes(part, normal, x, sigma) -> _Nodes:
 
 
 def _rotate_all(part, vectors: jax.Array) -> jax.Array:
-    """Vectors ``[M, d, K]`` out of the components' own axes."""
-    return jax.vmap(functools.partial(_rotate, part, to_axes=False))(vectors)
+    """``Q_k v_k`` of vectors ``[M, d, K]``."""
+    return jax.vmap(functools.partial(rotate, part))(vectors)

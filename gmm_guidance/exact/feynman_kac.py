@@ -24,6 +24,7 @@ from gmm_guidance.diffusion.schedule import Karras, Schedule
 from gmm_guidance.guidance.cfg import check_scale
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.parameters import check_label
 
 
 class WeightedSamples(NamedTuple):
@@ -102,7 +103,7 @@ def repaired_sample(
         denoiser = denoiser.mixture
     mixture = denoiser if isinstance(denoiser, GaussianMixture) else None
     if mixture is not None:
-        mixture._check_label_value(label, null_allowed=False)
+        check_label(mixture.parameters, label)
         denoiser = ExactDenoiser(mixture)
     shape = getattr(denoiser, "sample_shape", None)
     if shape is None or len(shape) != 1:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance.exact._posterior import LogLabelPosterior
+from gmm_guidance.exact._posterior import log_label_posterior
 from gmm_guidance.exact.tilted import TiltedTarget
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
@@ -53,7 +53,7 @@ def jensen_gap(
     # E[p^s | x] = p(label | x) E[p^(s - 1) | x, label]: the label's own components have
     # no mass where p(label | y) is below rounding, and take fewer nodes.
     log_mean = target._tilt(x, sigma).log_mean
-    own = mixture._over_samples(LogLabelPosterior(target.label), x, sigma, None)
+    own = log_label_posterior(mixture.parameters, x, sigma, target.label)
     return log_mean - (jnp.asarray(scale, own.dtype) - 1.0) * own
 
 

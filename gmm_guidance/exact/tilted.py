@@ -13,13 +13,14 @@ from jax.typing import ArrayLike
 from gmm_guidance._runtime.checks import as_concrete, as_float, check_key
 from gmm_guidance.exact._posterior import (
     NUM_NODES,
-    LogLabelPosterior,
     Quadrature,
     Tilt,
     clean_log_mean,
+    log_label_posterior,
     tilt,
 )
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.parameters import check_label, check_points
 
 _PROPOSALS = 8192  # in a round of rejection
 _LEAST_ACCEPTANCE = 1e-4
@@ -89,8 +90,8 @@ class TiltedTarget:
                 f"num_draws must be even and at least 2, got {self.num_draws}."
             )
         if isinstance(self.mixture, GaussianMixture):
-            self.mixture._check_label_value(self.label, null_allowed=False)
-            if self.key is None and self.mixture._labels and self._dim() > 2:
+            check_label(self.mixture.parameters, self.label)
+            if self.key is None and self._dim() > 2:
                 raise ValueError(
                     f"a lattice in {self._dim()} dimensions is too large; give "
                     f"key=jax.random.key(0) for random nodes."
@@ -169,7 +170,7 @@ class TiltedTarget:
         self, key: jax.Array | None = None, num_samples: int = 65536
     ) -> jax.Array:
         """``log Z = log p(label) + log(acceptance)``; arguments as ``acceptance``."""
-        log_weight = self.mixture.label_log_weights()[self.label]
+        log_weight = self.mixture.parameters.label_log_weights()[self.label]
         return log_weight + jnp.log(self.acceptance(key, num_samples)[0])
 
     def log_prob(self, x: ArrayLike, sigma: ArrayLike = 0.0) -> jax.Array:
@@ -183,13 +184,11 @@ class TiltedTarget:
         Returns:
             Normalised log densities of x's leading shape.
         """
-        x, sigma = self.mixture._check_points(x, sigma)
+        x, sigma = check_points(self.mixture.parameters, x, sigma)
         log_p = self.mixture.log_prob(x, sigma, self.label)
         levels = as_concrete(sigma)
         if levels is not None and not levels.any():
-            own = self.mixture._over_samples(
-                LogLabelPosterior(self.label), x, 0.0, None
-            )
+            own = log_label_posterior(self.mixture.parameters, x, 0.0, self.label)
             log_tilt = (jnp.asarray(self.scale, own.dtype) - 1.0) * own
         else:
             log_tilt = self._tilt(x, sigma).log_mean
@@ -221,14 +220,14 @@ class TiltedTarget:
         return self.denoise(x, sigma)
 
     def _tilt(self, x: ArrayLike, sigma: ArrayLike) -> Tilt:
-        x, sigma = self.mixture._check_points(x, sigma)
+        x, sigma = check_points(self.mixture.parameters, x, sigma)
         levels = as_concrete(sigma)
         if levels is not None and not (levels > 0).all():
             raise ValueError(
                 "sigma must be > 0: without noise a sample is its own mean."
             )
         return tilt(
-            self.mixture,
+            self.mixture.parameters,
             x,
             sigma,
             jnp.asarray(self.scale, x.dtype),
@@ -244,7 +243,7 @@ class TiltedTarget:
 
 
 def _log_acceptance_of(target: TiltedTarget, x: jax.Array) -> jax.Array:
-    log_p = target.mixture._over_samples(LogLabelPosterior(target.label), x, 0.0, None)
+    log_p = log_label_posterior(target.mixture.parameters, x, 0.0, target.label)
     return (jnp.asarray(target.scale, log_p.dtype) - 1.0) * log_p
 
 
@@ -266,7 +265,7 @@ def _log_acceptances_(target, key, count):
 
 def _clean_log_mean_(target, num_nodes):
     scale = jnp.asarray(target.scale, target.mixture.means.dtype)
-    return clean_log_mean(target.mixture, scale, target.label, num_nodes)
+    return clean_log_mean(target.mixture.parameters, scale, target.label, num_nodes)
 
 
 _propose = jax.jit(_propose_, static_argnums=2)

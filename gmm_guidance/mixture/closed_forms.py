@@ -1,40 +1,56 @@
-"""The closed forms, one sample against all components, and their vectorisation.
+"""The closed forms of one sample against all components, and their vectorization.
 
 Equations (1) to (5) are those of ``mixture.gaussian_mixture``. Every ``*_at`` function
-takes the mixture, one sample ``[d]``, its noise level and its label (or ``None``).
+takes the mixture's parameters, one sample ``[d]``, its noise level and its label (or
+``None``); ``evaluate`` applies one to many samples.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
-if TYPE_CHECKING:
-    from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.parameters import (
+    Label,
+    MixtureParameters,
+    check_label,
+    check_points,
+    spread_label,
+)
 
 # (samples x components x dimensions) evaluated at a time: small enough to stay in
 # cache and to bound the memory, large enough to hide the cost of the loop.
 _CHUNK_ELEMENTS = 1 << 18
-_UNROLLED_DIM = 8  # longest axis over dimensions that is written out
+_UNROLLED_DIM = 8  # largest number of dimensions whose sums are unrolled
 
 
-class _Components(NamedTuple):
-    """One sample's view of all components: Eq. 1's terms and what they are made of."""
+class ComponentTerms(NamedTuple):
+    """One sample against all components: Eq. 1's terms and what they are made of.
 
-    log_terms: jax.Array  # [K] log w_k + log N(x; m_k, C_k)
-    coordinates: jax.Array  # [d, K] of x - m_k along the axes of component k
-    precision: jax.Array  # [d or 1, K] inverse eigenvalues of C_k
+    Attributes:
+        log_terms: ``log w_k + log N(x; m_k, C_k)``, ``[K]``.
+        coordinates: ``x - m_k`` along the eigenvectors of component k, ``[d, K]``.
+        precision: inverse eigenvalues of ``C_k``, ``[d or 1, K]``.
+    """
+
+    log_terms: jax.Array
+    coordinates: jax.Array
+    precision: jax.Array
 
 
-def _components(
-    mixture: GaussianMixture, x: jax.Array, sigma: jax.Array
-) -> _Components:
+def component_terms(
+    mixture: MixtureParameters, x: jax.Array, sigma: jax.Array
+) -> ComponentTerms:
+    """Eq. 1's terms at one sample ``[d]`` and noise level."""
     difference = x[:, None] - mixture.means.T
-    coordinates = _rotate(mixture, difference, to_axes=True)
+    coordinates = rotate(mixture, difference, inverse=True)
     total = mixture.variances.T + sigma**2
     log_det = jnp.sum(jnp.log(total), axis=0) * (mixture.dim / total.shape[0])
     precision = 1.0 / total
@@ -42,20 +58,21 @@ def _components(
         log_det + mixture.dim * math.log(2.0 * math.pi)
     )
     distance = _sum_leading(coordinates**2 * precision)
-    return _Components(constant - 0.5 * distance, coordinates, precision)
+    return ComponentTerms(constant - 0.5 * distance, coordinates, precision)
 
 
-def _rotate(
-    mixture: GaussianMixture, vectors: jax.Array, *, to_axes: bool
+def rotate(
+    mixture: MixtureParameters, vectors: jax.Array, *, inverse: bool = False
 ) -> jax.Array:
-    """A vector for each component, ``[d, K]``, into or out of its own axes."""
-    if mixture.axes is None:
+    """``Q_k v_k`` of one vector for each component, ``[d, K]``; inverse: ``Q_k^T``."""
+    if mixture.eigenvectors is None:
         return vectors
     if mixture.dim > _UNROLLED_DIM:
-        equation = "ik,kij->jk" if to_axes else "jk,kij->ik"
-        return jnp.einsum(equation, vectors, mixture.axes)
+        equation = "ik,kij->jk" if inverse else "jk,kij->ik"
+        return jnp.einsum(equation, vectors, mixture.eigenvectors)
     # [from, to, K]: unrolled, since XLA's batched product of tiny matrices is slow.
-    matrices = jnp.transpose(mixture.axes, (1, 2, 0) if to_axes else (2, 1, 0))
+    order = (1, 2, 0) if inverse else (2, 1, 0)
+    matrices = jnp.transpose(mixture.eigenvectors, order)
     return _sum_leading(vectors[:, None] * matrices)
 
 
@@ -67,22 +84,26 @@ def _sum_leading(terms: jax.Array) -> jax.Array:
 
 
 def _restricted(
-    mixture: GaussianMixture, log_terms: jax.Array, label: jax.Array | None
+    mixture: MixtureParameters, log_terms: jax.Array, label: jax.Array | None
 ) -> jax.Array:
     if label is None:
         return log_terms
-    member = (jnp.asarray(mixture.labels) == label) | (label == mixture.num_labels)
+    member = (_labels(mixture) == label) | (label == mixture.num_labels)
     return jnp.where(member, log_terms, -jnp.inf)
 
 
-def _combine_axes(mixture: GaussianMixture, weighted: jax.Array) -> jax.Array:
+def _labels(mixture: MixtureParameters) -> jax.Array:
+    return jnp.asarray(np.asarray(mixture.labels, np.int32))
+
+
+def _sum_rotated(mixture: MixtureParameters, weighted: jax.Array) -> jax.Array:
     """Sum over components of ``Q_k`` times a vector each: ``[d, K]`` to ``[d]``."""
-    return jnp.sum(_rotate(mixture, weighted, to_axes=False), axis=1)
+    return jnp.sum(rotate(mixture, weighted), axis=1)
 
 
 def log_prob_at(mixture, x, sigma, label):
     """Eq. 1, given the label."""
-    log_terms = _components(mixture, x, sigma).log_terms
+    log_terms = component_terms(mixture, x, sigma).log_terms
     log_p = jax.nn.logsumexp(_restricted(mixture, log_terms, label))
     if label is None:
         return log_p
@@ -91,41 +112,41 @@ def log_prob_at(mixture, x, sigma, label):
 
 def responsibilities_at(mixture, x, sigma, label):
     """Eq. 2, ``[K]``."""
-    log_terms = _components(mixture, x, sigma).log_terms
+    log_terms = component_terms(mixture, x, sigma).log_terms
     return jax.nn.softmax(_restricted(mixture, log_terms, label))
 
 
 def label_posterior_at(mixture, x, sigma, label):
     """Eq. 2 summed over each class, ``[num_labels]``."""
     r = responsibilities_at(mixture, x, sigma, label)
-    return jax.ops.segment_sum(r, jnp.asarray(mixture.labels), mixture.num_labels)
+    return jax.ops.segment_sum(r, _labels(mixture), mixture.num_labels)
 
 
 def score_at(mixture, x, sigma, label):
     """Eq. 3, ``[d]``."""
-    parts = _components(mixture, x, sigma)
+    parts = component_terms(mixture, x, sigma)
     r = jax.nn.softmax(_restricted(mixture, parts.log_terms, label))
-    return -_combine_axes(mixture, r[None] * parts.coordinates * parts.precision)
+    return -_sum_rotated(mixture, r[None] * parts.coordinates * parts.precision)
 
 
 def _posterior_mean(mixture, parts, r):
     # Not x + sigma^2 * score: at large sigma that is a small difference of large ones.
     shrink = mixture.variances.T * parts.precision
-    return r @ mixture.means + _combine_axes(
+    return r @ mixture.means + _sum_rotated(
         mixture, r[None] * parts.coordinates * shrink
     )
 
 
 def denoise_at(mixture, x, sigma, label):
     """Eq. 4, ``[d]``."""
-    parts = _components(mixture, x, sigma)
+    parts = component_terms(mixture, x, sigma)
     r = jax.nn.softmax(_restricted(mixture, parts.log_terms, label))
     return _posterior_mean(mixture, parts, r)
 
 
 def denoise_rows_at(mixture, x, sigma, labels):
     """Eq. 4 for several labels, ``[row, d]``."""
-    parts = _components(mixture, x, sigma)
+    parts = component_terms(mixture, x, sigma)
     rows = [
         _posterior_mean(
             mixture, parts, jax.nn.softmax(_restricted(mixture, parts.log_terms, label))
@@ -137,17 +158,18 @@ def denoise_rows_at(mixture, x, sigma, labels):
 
 def posterior_covariance_at(mixture, x, sigma, label):
     """Eq. 5, ``[d, d]``."""
-    parts = _components(mixture, x, sigma)
+    parts = component_terms(mixture, x, sigma)
     r = jax.nn.softmax(_restricted(mixture, parts.log_terms, label))
     shrink = mixture.variances.T * parts.precision  # [d or 1, K]
-    moved = _rotate(mixture, parts.coordinates * shrink, to_axes=False)
+    moved = rotate(mixture, parts.coordinates * shrink)
     means = mixture.means.T + moved  # [d, K] posterior mean of each component
     offset = means - (means @ r)[:, None]
     spread = jnp.broadcast_to(r[None] * shrink * sigma**2, means.shape)
-    if mixture.axes is None:
+    q = mixture.eigenvectors
+    if q is None:
         within = jnp.diag(jnp.sum(spread, axis=1))
     else:
-        within = jnp.einsum("kaj,jk,kbj->ab", mixture.axes, spread, mixture.axes)
+        within = jnp.einsum("kaj,jk,kbj->ab", q, spread, q)
     return within + jnp.einsum("k,ak,bk->ab", r, offset, offset)
 
 
@@ -175,3 +197,24 @@ def map_samples(function, mixture, x, sigma, labels):
     else:
         result = jax.lax.map(one, samples, batch_size=chunk)
     return result.reshape(*leading, *result.shape[1:])
+
+
+def evaluate(
+    function: Callable[..., jax.Array],
+    mixture: MixtureParameters,
+    x: ArrayLike,
+    sigma: ArrayLike,
+    label: Label,
+) -> jax.Array:
+    """Validate the input and apply a closed form to each sample.
+
+    A label known as a Python integer evaluates the components of its class alone, so
+    ``function`` must give the same for a class and for that class's own mixture.
+    """
+    x, sigma = check_points(mixture, x, sigma)
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        value = check_label(mixture, label, null_allowed=True)
+        part = mixture if value == mixture.num_labels else mixture.condition(value)
+        return map_samples(function, part, x, sigma, None)
+    label = spread_label(mixture, label, x.shape[:-1])
+    return map_samples(function, mixture, x, sigma, label)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.parameters import MixtureParameters
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def sample_by_index(
-    mixture: GaussianMixture, key: jax.Array, num_samples: int, label: jax.Array | None
+    mixture: MixtureParameters,
+    key: jax.Array,
+    num_samples: int,
+    label: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples ``[n, d]``, labels ``[n]``; sample i depends on key and i alone."""
     tables = _tables(mixture)
@@ -37,7 +39,7 @@ def sample_by_index(
 
 
 def sample_batch(
-    mixture: GaussianMixture, key: jax.Array, num_samples: int
+    mixture: MixtureParameters, key: jax.Array, num_samples: int
 ) -> tuple[jax.Array, jax.Array]:
     """As ``sample_by_index``, from one stream for the whole batch: faster."""
     tables = _tables(mixture)
@@ -58,8 +60,8 @@ class _Tables(NamedTuple):
     labels: jax.Array  # [L] cumulative probability of the classes
 
 
-def _tables(mixture: GaussianMixture) -> _Tables:
-    labels = mixture.labels
+def _tables(mixture: MixtureParameters) -> _Tables:
+    labels = np.asarray(mixture.labels, np.int32)
     order = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=mixture.num_labels))
     starts = np.concatenate([[0], ends[:-1]])
@@ -68,13 +70,13 @@ def _tables(mixture: GaussianMixture) -> _Tables:
     is_first = np.zeros(mixture.num_components, bool)
     is_first[starts] = True
     label_logs = mixture.label_log_weights()
-    share = jnp.exp(mixture.log_weights[order] - label_logs[labels[order]])
+    fraction = jnp.exp(mixture.log_weights[order] - label_logs[labels[order]])
 
     def accumulate(left, right):
         (total_l, first_l), (total_r, first_r) = left, right
         return jnp.where(first_r, total_r, total_l + total_r), first_l | first_r
 
-    within, _ = jax.lax.associative_scan(accumulate, (share, jnp.asarray(is_first)))
+    within, _ = jax.lax.associative_scan(accumulate, (fraction, jnp.asarray(is_first)))
     return _Tables(
         jnp.asarray(order, jnp.int32),
         jnp.asarray(starts, jnp.int32),
@@ -94,8 +96,8 @@ def _place(mixture, tables, u, normal, label):
     place = _search(tables.within, tables.starts[label], tables.ends[label], u[1])
     component = tables.order[place]
     offset = normal * jnp.sqrt(mixture.variances[component])
-    if mixture.axes is not None:
-        offset = mixture.axes[component] @ offset
+    if mixture.eigenvectors is not None:
+        offset = mixture.eigenvectors[component] @ offset
     return mixture.means[component] + offset, label
 
 

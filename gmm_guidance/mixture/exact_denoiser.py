@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import jax
 from jax.typing import ArrayLike
 
-from gmm_guidance.mixture.gaussian_mixture import GaussianMixture, Label
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.parameters import Label
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExactDenoiser:
-    """The closed-form denoiser of a Gaussian mixture: perfect guidance's ingredients.
+    """The closed-form denoiser of a Gaussian mixture.
 
     ``None`` and the null label ``mixture.num_labels`` both mean "no condition".
     """
@@ -38,5 +39,5 @@ class ExactDenoiser:
     def denoise_rows(
         self, x: jax.Array, sigma: ArrayLike, labels: Sequence[Label]
     ) -> jax.Array:
-        """Several labels at the price of little more than one: ``[row, n, d]``."""
+        """Several labels at little more than the cost of one: ``[row, n, d]``."""
         return self.mixture.denoise_rows(x, sigma, labels)

@@ -11,25 +11,25 @@ stays Gaussian with covariance ``C_k = S_k + sigma^2 I``, so that
                           V_k = sigma^2 S_k C_k^-1                               (5)
 
 A condition on a label restricts the sums to the label's components. The covariances are
-diagonalised once, ``S_k = Q_k diag(v_k) Q_k^T``, which makes ``C_k^-1`` cost O(d) at
+diagonalized once, ``S_k = Q_k diag(v_k) Q_k^T``, which makes ``C_k^-1`` cost O(d) at
 any noise level. All of it is computed in log space from differences ``x - m_k``: the
 products of densities that a direct evaluation forms underflow away from the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import as_concrete, check_key
+from gmm_guidance._runtime.checks import check_key
 from gmm_guidance.mixture.closed_forms import (
     denoise_at,
     denoise_rows_at,
+    evaluate,
     label_posterior_at,
     log_prob_at,
     map_samples,
@@ -39,21 +39,24 @@ from gmm_guidance.mixture.closed_forms import (
 )
 from gmm_guidance.mixture.draw import sample_by_index
 from gmm_guidance.mixture.parameters import (
-    diagonalise,
-    prepare_labels,
-    prepare_means,
-    prepare_weights,
+    Label,
+    MixtureParameters,
+    check_label,
+    check_points,
+    prepare_parameters,
+    spread_label,
 )
-
-Label = ArrayLike | None
 
 
 class GaussianMixture:
-    """A mixture of labelled Gaussians with the closed forms of its noised versions.
+    """A mixture of labeled Gaussians with the closed forms of its noised versions.
 
     A registered pytree whose leaves are the parameters (labels are static), so ``jit``,
     ``vmap`` and ``grad`` work through it. Gradients with respect to a *full* covariance
     go through an eigendecomposition and need distinct eigenvalues.
+
+    Attributes describe the components, ``[K, ...]``; methods with a ``label`` describe
+    the distribution of all classes or of one.
 
     Args:
         means: component means, array of shape ``[K, d]``.
@@ -69,13 +72,12 @@ class GaussianMixture:
         ValueError: for non-finite means, covariances that are not symmetric positive
             definite, weights that are not positive or do not sum to one, labels that
             leave a class empty, or shapes that do not fit.
+
+    Attributes:
+        parameters: the pytree on which the closed forms are evaluated.
     """
 
-    means: jax.Array
-    variances: jax.Array  # [K, d] or [K, 1]: eigenvalues of the covariances
-    axes: jax.Array | None  # [K, d, d]: eigenvectors in columns; None = coordinate axes
-    log_weights: jax.Array
-    _labels: tuple[int, ...]
+    parameters: MixtureParameters
 
     def __init__(
         self,
@@ -84,13 +86,14 @@ class GaussianMixture:
         weights: ArrayLike | None = None,
         labels: ArrayLike | None = None,
     ):
-        self.means = prepare_means(means)
-        count, dim = self.means.shape
-        self.variances, self.axes = diagonalise(
-            covariances, count, dim, self.means.dtype
-        )
-        self.log_weights = prepare_weights(weights, count, self.means.dtype)
-        self._labels = prepare_labels(labels, count)
+        self.parameters = prepare_parameters(means, covariances, weights, labels)
+
+    @classmethod
+    def from_parameters(cls, parameters: MixtureParameters) -> GaussianMixture:
+        """The mixture with these parameters, which are not validated."""
+        mixture = object.__new__(cls)
+        mixture.parameters = parameters
+        return mixture
 
     def __repr__(self) -> str:
         return (
@@ -98,27 +101,47 @@ class GaussianMixture:
             f"num_labels={self.num_labels})"
         )
 
-    # -- what it is made of ---------------------------------------------------------
+    # -- components -----------------------------------------------------------------
 
     @property
     def num_components(self) -> int:
         """Number of Gaussians, K."""
-        return len(self._labels)
+        return self.parameters.num_components
 
     @property
     def dim(self) -> int:
         """Dimension of the samples, d."""
-        return self.means.shape[-1]
+        return self.parameters.dim
 
     @property
     def num_labels(self) -> int:
         """Number of classes; the label ``num_labels`` itself means "no condition"."""
-        return max(self._labels) + 1
+        return self.parameters.num_labels
 
     @property
-    def labels(self) -> np.ndarray:
-        """Class of each component, integers of shape ``[K]``."""
-        return np.asarray(self._labels, np.int32)
+    def means(self) -> jax.Array:
+        """Component means, shape ``[K, d]``."""
+        return self.parameters.means
+
+    @property
+    def variances(self) -> jax.Array:
+        """Eigenvalues of the covariances, ``[K, d]``, or ``[K, 1]`` if isotropic."""
+        return self.parameters.variances
+
+    @property
+    def eigenvectors(self) -> jax.Array | None:
+        """Eigenvectors in columns, ``[K, d, d]``; ``None`` for diagonal covariances."""
+        return self.parameters.eigenvectors
+
+    @property
+    def covariances(self) -> jax.Array:
+        """Full covariances, shape ``[K, d, d]``."""
+        variances = jnp.broadcast_to(self.variances, self.means.shape)
+        q = self.eigenvectors
+        if q is None:
+            eye = jnp.eye(self.dim, dtype=self.means.dtype)
+            return variances[:, :, None] * eye[None]
+        return jnp.einsum("kij,kj,klj->kil", q, variances, q)
 
     @property
     def weights(self) -> jax.Array:
@@ -126,50 +149,39 @@ class GaussianMixture:
         return jnp.exp(self.log_weights)
 
     @property
-    def covariances(self) -> jax.Array:
-        """Full covariances, shape ``[K, d, d]``."""
-        variances = jnp.broadcast_to(self.variances, self.means.shape)
-        if self.axes is None:
-            eye = jnp.eye(self.dim, dtype=self.means.dtype)
-            return variances[:, :, None] * eye[None]
-        return jnp.einsum("kij,kj,klj->kil", self.axes, variances, self.axes)
+    def log_weights(self) -> jax.Array:
+        """Log weights of the components, shape ``[K]``."""
+        return self.parameters.log_weights
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Class of each component, integers of shape ``[K]``."""
+        return np.asarray(self.parameters.labels, np.int32)
+
+    # -- classes --------------------------------------------------------------------
+
+    @property
     def label_weights(self) -> jax.Array:
         """Probability of each class, shape ``[num_labels]``."""
-        return jnp.exp(self.label_log_weights()[:-1])
-
-    def label_log_weights(self) -> jax.Array:
-        """Log probability of each class, then 0 for "none": ``[num_labels + 1]``."""
-        members = self.labels[None, :] == np.arange(self.num_labels)[:, None]
-        terms = jnp.where(members, self.log_weights[None, :], -jnp.inf)
-        logs = jax.nn.logsumexp(terms, axis=1)
-        return jnp.concatenate([logs, jnp.zeros(1, logs.dtype)])
+        return jnp.exp(self.parameters.label_log_weights()[:-1])
 
     def condition(self, label: int) -> GaussianMixture:
-        """The mixture of one class: its components alone, renormalised, labelled 0.
+        """The mixture of one class: its components alone, renormalized, labeled 0.
 
         Raises:
             ValueError: if ``label`` is not an integer in ``0 .. num_labels - 1``.
         """
-        label = self._check_label_value(label, null_allowed=False)
-        members = np.flatnonzero(self.labels == label)
-        log_weights = self.log_weights[members]
-        children = (
-            self.means[members],
-            self.variances[members],
-            None if self.axes is None else self.axes[members],
-            log_weights - jax.nn.logsumexp(log_weights),
-        )
-        return _unflatten((0,) * len(members), children)
+        value = check_label(self.parameters, label)
+        return GaussianMixture.from_parameters(self.parameters.condition(value))
 
-    def mean(self, label: Label = None) -> jax.Array:
+    def mean(self, label: int | None = None) -> jax.Array:
         """Mean of the mixture or of one class, shape ``[d]``."""
-        part = self if label is None else self.condition(_as_int(label))
+        part = self if label is None else self.condition(label)
         return part.weights @ part.means
 
-    def covariance(self, label: Label = None) -> jax.Array:
+    def covariance(self, label: int | None = None) -> jax.Array:
         """Covariance of the mixture or of one class, shape ``[d, d]``."""
-        part = self if label is None else self.condition(_as_int(label))
+        part = self if label is None else self.condition(label)
         offset = part.means - part.mean()[None]
         outer = offset[:, :, None] * offset[:, None, :]
         return jnp.einsum("k,kij->ij", part.weights, part.covariances + outer)
@@ -195,15 +207,15 @@ class GaussianMixture:
         Returns:
             Log densities (natural logarithm) of x's leading shape.
         """
-        return self._over_samples(log_prob_at, x, sigma, label)
+        return evaluate(log_prob_at, self.parameters, x, sigma, label)
 
     def score(self, x: ArrayLike, sigma: ArrayLike, label: Label = None) -> jax.Array:
         """Gradient of ``log_prob`` with respect to ``x``; same shapes, ``[..., d]``."""
-        return self._over_samples(score_at, x, sigma, label)
+        return evaluate(score_at, self.parameters, x, sigma, label)
 
     def denoise(self, x: ArrayLike, sigma: ArrayLike, label: Label = None) -> jax.Array:
         """Posterior mean of the clean sample, ``E[x0 | x, label]``: ``[..., d]``."""
-        return self._over_samples(denoise_at, x, sigma, label)
+        return evaluate(denoise_at, self.parameters, x, sigma, label)
 
     def denoise_rows(
         self, x: ArrayLike, sigma: ArrayLike, labels: Sequence[Label]
@@ -212,28 +224,29 @@ class GaussianMixture:
 
         The component densities, most of the cost, do not depend on the label.
         """
-        x, sigma = self._check_points(x, sigma)
-        rows = tuple(self._spread_label(label, x.shape[:-1]) for label in labels)
-        results = map_samples(denoise_rows_at, self, x, sigma, rows)
+        x, sigma = check_points(self.parameters, x, sigma)
+        shape = x.shape[:-1]
+        rows = tuple(spread_label(self.parameters, label, shape) for label in labels)
+        results = map_samples(denoise_rows_at, self.parameters, x, sigma, rows)
         return jnp.moveaxis(results, -2, 0)
 
     def posterior_covariance(
         self, x: ArrayLike, sigma: ArrayLike, label: Label = None
     ) -> jax.Array:
         """Covariance of the clean sample given ``x``, shape ``[..., d, d]`` (Eq. 5)."""
-        return self._over_samples(posterior_covariance_at, x, sigma, label)
+        return evaluate(posterior_covariance_at, self.parameters, x, sigma, label)
 
     def responsibilities(
         self, x: ArrayLike, sigma: ArrayLike = 0.0, label: Label = None
     ) -> jax.Array:
         """Posterior probability of each component, ``[..., K]``; 0 outside a label."""
-        x, sigma = self._check_points(x, sigma)
-        label = self._spread_label(label, x.shape[:-1])
-        return map_samples(responsibilities_at, self, x, sigma, label)
+        x, sigma = check_points(self.parameters, x, sigma)
+        label = spread_label(self.parameters, label, x.shape[:-1])
+        return map_samples(responsibilities_at, self.parameters, x, sigma, label)
 
     def label_posterior(self, x: ArrayLike, sigma: ArrayLike = 0.0) -> jax.Array:
         """Posterior probability of each class, shape ``[..., num_labels]``."""
-        return self._over_samples(label_posterior_at, x, sigma, None)
+        return evaluate(label_posterior_at, self.parameters, x, sigma, None)
 
     def sample(
         self, key: jax.Array, num_samples: int, label: Label = None
@@ -255,103 +268,12 @@ class GaussianMixture:
         check_key(key)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-        return sample_by_index(
-            self, key, num_samples, self._spread_label(label, (num_samples,))
-        )
-
-    # -- internals ------------------------------------------------------------------
-
-    def _over_samples(
-        self,
-        function: Callable[..., jax.Array],
-        x: ArrayLike,
-        sigma: ArrayLike,
-        label: Label,
-    ) -> jax.Array:
-        x, sigma = self._check_points(x, sigma)
-        if _is_static_int(label):
-            # A known class: evaluate its components alone.
-            value = self._check_label_value(label, null_allowed=True)
-            part = self if value == self.num_labels else self.condition(value)
-            return map_samples(function, part, x, sigma, None)
-        label = self._spread_label(label, x.shape[:-1])
-        return map_samples(function, self, x, sigma, label)
-
-    def _check_points(
-        self, x: ArrayLike, sigma: ArrayLike
-    ) -> tuple[jax.Array, jax.Array]:
-        x = jnp.asarray(x)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            x = x.astype(self.means.dtype)
-        if x.ndim < 1 or x.shape[-1] != self.dim:
-            raise ValueError(
-                f"x must have shape [..., {self.dim}] (the mixture has dimension "
-                f"{self.dim}), got {x.shape}. Reshape with x[..., None] for points on "
-                f"a line."
-            )
-        sigma = jnp.asarray(sigma, x.dtype)
-        if sigma.ndim and sigma.shape != x.shape[:-1]:
-            raise ValueError(
-                f"sigma must be a scalar or have x's leading shape {x.shape[:-1]}, "
-                f"got {sigma.shape}."
-            )
-        values = as_concrete(sigma)
-        if values is not None and not (np.isfinite(values) & (values >= 0)).all():
-            raise ValueError(
-                f"sigma must be finite and >= 0, got {np.unique(values)[:5]}."
-            )
-        return x, sigma
-
-    def _check_label_value(self, label: Any, *, null_allowed: bool) -> int:
-        value = _as_int(label)
-        last = self.num_labels if null_allowed else self.num_labels - 1
-        if not 0 <= value <= last:
-            null = f" or {self.num_labels} for no condition" if null_allowed else ""
-            raise ValueError(
-                f"label must be in 0..{self.num_labels - 1}{null}, got {value}."
-            )
-        return value
-
-    def _spread_label(self, label: Label, shape: tuple[int, ...]) -> jax.Array | None:
-        """The label as one integer for each sample; None stays None."""
-        if label is None:
-            return None
-        label = jnp.asarray(label)
-        if not jnp.issubdtype(label.dtype, jnp.integer):
-            raise ValueError(f"label must be an integer, got dtype {label.dtype}.")
-        if label.ndim and label.shape != shape:
-            raise ValueError(
-                f"label must be None, an integer, or integers of shape {shape}, got "
-                f"shape {label.shape}."
-            )
-        values = as_concrete(label)
-        if values is not None and values.size:
-            self._check_label_value(values.min(), null_allowed=True)
-            self._check_label_value(values.max(), null_allowed=True)
-        return jnp.broadcast_to(label.astype(jnp.int32), shape)
+        label = spread_label(self.parameters, label, (num_samples,))
+        return sample_by_index(self.parameters, key, num_samples, label)
 
 
-def _as_int(label: Any) -> int:
-    value = as_concrete(label)
-    if value is None or value.ndim or not np.issubdtype(value.dtype, np.integer):
-        raise ValueError(f"label must be one concrete integer, got {label!r}.")
-    return int(value)
-
-
-def _is_static_int(label: Any) -> bool:
-    return isinstance(label, (int, np.integer)) and not isinstance(label, bool)
-
-
-def _flatten(mixture: GaussianMixture):
-    children = (mixture.means, mixture.variances, mixture.axes, mixture.log_weights)
-    return children, mixture._labels
-
-
-def _unflatten(labels, children) -> GaussianMixture:
-    mixture = object.__new__(GaussianMixture)
-    mixture.means, mixture.variances, mixture.axes, mixture.log_weights = children
-    mixture._labels = labels
-    return mixture
-
-
-jax.tree_util.register_pytree_node(GaussianMixture, _flatten, _unflatten)
+jax.tree_util.register_pytree_node(
+    GaussianMixture,
+    lambda mixture: ((mixture.parameters,), None),
+    lambda _, children: GaussianMixture.from_parameters(*children),
+)

@@ -1,6 +1,9 @@
-"""Validation and diagonalisation of the parameters of a Gaussian mixture."""
+"""The parameters of a Gaussian mixture: their pytree and all input validation."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +12,166 @@ from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.checks import as_concrete
 
-_WEIGHT_SUM_TOLERANCE = 1e-5  # what float32 leaves of 2,000 normalised weights
+Label = ArrayLike | None
+
+_WEIGHT_SUM_TOLERANCE = 1e-5  # rounding error of 2,000 float32 weights
 
 
-def prepare_means(means: ArrayLike) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MixtureParameters:
+    """Parameters of a labeled Gaussian mixture, with diagonalized covariances.
+
+    Not validated; ``prepare_parameters`` makes them from user input.
+
+    Attributes:
+        means: component means, ``[K, d]``.
+        variances: eigenvalues of the covariances, ``[K, d]``, or ``[K, 1]`` if each
+            component is isotropic.
+        eigenvectors: eigenvectors in columns, ``[K, d, d]``; ``None`` if all
+            covariances are diagonal.
+        log_weights: normalized log weights, ``[K]``.
+        labels: class of each component, ``K`` integers; static.
+    """
+
+    means: jax.Array
+    variances: jax.Array
+    eigenvectors: jax.Array | None
+    log_weights: jax.Array
+    labels: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_components(self) -> int:
+        """Number of components, K."""
+        return len(self.labels)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of a sample, d."""
+        return self.means.shape[-1]
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes; the label ``num_labels`` itself means "no condition"."""
+        return max(self.labels) + 1
+
+    def label_log_weights(self) -> jax.Array:
+        """Log probability of each class, then 0 for "none": ``[num_labels + 1]``."""
+        labels = np.asarray(self.labels, np.int32)
+        members = labels[None, :] == np.arange(self.num_labels)[:, None]
+        terms = jnp.where(members, self.log_weights[None, :], -jnp.inf)
+        logs = jax.nn.logsumexp(terms, axis=1)
+        return jnp.concatenate([logs, jnp.zeros(1, logs.dtype)])
+
+    def condition(self, label: int) -> MixtureParameters:
+        """The components of one class, with weights renormalized and label 0."""
+        members = np.flatnonzero(np.asarray(self.labels) == label)
+        log_weights = self.log_weights[members]
+        return MixtureParameters(
+            self.means[members],
+            self.variances[members],
+            None if self.eigenvectors is None else self.eigenvectors[members],
+            log_weights - jax.nn.logsumexp(log_weights),
+            (0,) * len(members),
+        )
+
+
+def prepare_parameters(
+    means: ArrayLike,
+    covariances: ArrayLike,
+    weights: ArrayLike | None,
+    labels: ArrayLike | None,
+) -> MixtureParameters:
+    """Validated parameters; arguments and errors as of ``GaussianMixture``."""
+    checked = _prepare_means(means)
+    count, dim = checked.shape
+    variances, eigenvectors = _diagonalize(covariances, count, dim, checked.dtype)
+    log_weights = _prepare_weights(weights, count, checked.dtype)
+    return MixtureParameters(
+        checked, variances, eigenvectors, log_weights, _prepare_labels(labels, count)
+    )
+
+
+# -- points and labels at which the closed forms are evaluated ----------------------
+
+
+def check_points(
+    parameters: MixtureParameters, x: ArrayLike, sigma: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Points ``[..., d]`` and noise levels ``[]`` or ``[...]`` as arrays of one dtype.
+
+    Raises:
+        ValueError: for points of the wrong dimension, or noise levels that do not fit
+            them, are negative or not finite.
+    """
+    x = jnp.asarray(x)
+    dim = parameters.dim
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(parameters.means.dtype)
+    if x.ndim < 1 or x.shape[-1] != dim:
+        raise ValueError(
+            f"x must have shape [..., {dim}] (the mixture has dimension {dim}), got "
+            f"{x.shape}. Reshape with x[..., None] for points on a line."
+        )
+    sigma = jnp.asarray(sigma, x.dtype)
+    if sigma.ndim and sigma.shape != x.shape[:-1]:
+        raise ValueError(
+            f"sigma must be a scalar or have x's leading shape {x.shape[:-1]}, got "
+            f"{sigma.shape}."
+        )
+    values = as_concrete(sigma)
+    if values is not None and not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(f"sigma must be finite and >= 0, got {np.unique(values)[:5]}.")
+    return x, sigma
+
+
+def check_label(
+    parameters: MixtureParameters, label: Any, *, null_allowed: bool = False
+) -> int:
+    """One concrete label as an integer; ``num_labels`` only where ``null_allowed``.
+
+    Raises:
+        ValueError: if it is not a concrete integer in that range.
+    """
+    value = as_concrete(label)
+    if value is None or value.ndim or not np.issubdtype(value.dtype, np.integer):
+        raise ValueError(f"label must be one concrete integer, got {label!r}.")
+    num_labels = parameters.num_labels
+    if not 0 <= value <= num_labels - (not null_allowed):
+        null = f" or {num_labels} for no condition" if null_allowed else ""
+        raise ValueError(f"label must be in 0..{num_labels - 1}{null}, got {value}.")
+    return int(value)
+
+
+def spread_label(
+    parameters: MixtureParameters, label: Label, shape: tuple[int, ...]
+) -> jax.Array | None:
+    """The label as one integer for each sample, of the given shape; None stays None.
+
+    Raises:
+        ValueError: for labels that are not integers, out of range or of another shape.
+    """
+    if label is None:
+        return None
+    label = jnp.asarray(label)
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f"label must be an integer, got dtype {label.dtype}.")
+    if label.ndim and label.shape != shape:
+        raise ValueError(
+            f"label must be None, an integer, or integers of shape {shape}, got shape "
+            f"{label.shape}."
+        )
+    values = as_concrete(label)
+    if values is not None and values.size:
+        for extreme in (values.min(), values.max()):
+            check_label(parameters, extreme, null_allowed=True)
+    return jnp.broadcast_to(label.astype(jnp.int32), shape)
+
+
+# -- parameters given by the user ---------------------------------------------------
+
+
+def _prepare_means(means: ArrayLike) -> jax.Array:
     """Means as a floating array of shape ``[K, d]``, checked to be finite."""
     means = jnp.asarray(means)
     if not jnp.issubdtype(means.dtype, jnp.floating):
@@ -31,7 +190,7 @@ def prepare_means(means: ArrayLike) -> jax.Array:
     return means
 
 
-def diagonalise(
+def _diagonalize(
     covariances: ArrayLike, count: int, dim: int, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array | None]:
     """Eigenvalues ``[K, d]`` or ``[K, 1]`` and eigenvectors ``[K, d, d]`` or None."""
@@ -46,9 +205,8 @@ def diagonalise(
         variances = jnp.asarray(covariances, dtype)
     elif shape == (count, dim, dim):
         if values is None:
-            eigenvalues, axes = jnp.linalg.eigh(jnp.asarray(covariances, dtype))
-            return eigenvalues, axes
-        return _diagonalise_concrete(values, dtype)
+            return tuple(jnp.linalg.eigh(jnp.asarray(covariances, dtype)))
+        return _diagonalize_concrete(values, dtype)
     else:
         raise ValueError(
             f"covariances must be a scalar or have shape [{count}], [{count}, {dim}] "
@@ -60,7 +218,7 @@ def diagonalise(
     return variances, None
 
 
-def _diagonalise_concrete(
+def _diagonalize_concrete(
     covariances: np.ndarray, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
     exact = np.asarray(covariances, np.float64)
@@ -71,11 +229,12 @@ def _diagonalise_concrete(
     if asymmetry[worst] > 1e-6 * np.abs(exact[worst]).max():
         raise ValueError(
             f"covariances must be symmetric; component {worst} differs from its "
-            f"transpose by {asymmetry[worst]:.3g}. Symmetrise with (S + S.T) / 2."
+            f"transpose by {asymmetry[worst]:.3g}. Symmetrize with (S + S.T) / 2."
         )
-    eigenvalues, axes = np.linalg.eigh(exact)  # float64, whatever the mixture's dtype
+    # In float64, whatever the mixture's dtype.
+    eigenvalues, eigenvectors = np.linalg.eigh(exact)
     _check_positive(eigenvalues, "smallest eigenvalue")
-    return jnp.asarray(eigenvalues, dtype), jnp.asarray(axes, dtype)
+    return jnp.asarray(eigenvalues, dtype), jnp.asarray(eigenvectors, dtype)
 
 
 def _check_positive(values: np.ndarray, what: str) -> None:
@@ -90,10 +249,10 @@ def _check_positive(values: np.ndarray, what: str) -> None:
         )
 
 
-def prepare_weights(
+def _prepare_weights(
     weights: ArrayLike | None, count: int, dtype: jnp.dtype
 ) -> jax.Array:
-    """Log weights of shape ``[K]``, normalised."""
+    """Log weights of shape ``[K]``, normalized."""
     if weights is None:
         return jnp.full((count,), -np.log(count), dtype)
     values = as_concrete(weights)
@@ -110,7 +269,7 @@ def prepare_weights(
         bad = int(np.flatnonzero(~(np.isfinite(exact) & (exact > 0)))[0])
         raise ValueError(
             f"weights must be positive and finite; weight {bad} is {exact[bad]:.3g}. "
-            f"Leave out components without mass."
+            f"Remove components of zero weight."
         )
     excess = exact.sum() - 1.0
     if abs(excess) > _WEIGHT_SUM_TOLERANCE:
@@ -121,13 +280,16 @@ def prepare_weights(
     return jnp.asarray(np.log(exact / exact.sum()), dtype)
 
 
-def prepare_labels(labels: ArrayLike | None, count: int) -> tuple[int, ...]:
+def _prepare_labels(labels: ArrayLike | None, count: int) -> tuple[int, ...]:
     """The class of each component as a tuple of ``K`` integers."""
     if labels is None:
         return (0,) * count
     values = as_concrete(labels)
     if values is None:
-        raise ValueError("labels must be concrete integers; they shape the program.")
+        raise ValueError(
+            "labels must be concrete integers, since they shape the program; got "
+            "a traced array. Pass NumPy integers."
+        )
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
             f"labels must be {count} integers, one for each component, got shape "

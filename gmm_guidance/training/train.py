@@ -278,7 +278,7 @@ def _loss(
 ) -> jax.Array:
     data_key, sigma_key, noise_key, drop_key = jax.random.split(key, 4)
     n = config.batch_size
-    clean, label = sample_batch(mixture, data_key, n)
+    clean, label = sample_batch(mixture.parameters, data_key, n)
     if batch_mesh is not None:
         clean, label = shard_batch(clean, batch_mesh), shard_batch(label, batch_mesh)
     scale = network.config.data_scale

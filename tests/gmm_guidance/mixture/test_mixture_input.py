@@ -46,7 +46,7 @@ def test_bad_means(means, message):
         (np.stack([EYE, EYE, EYE + np.nan]), "must be finite; found NaN"),
         (
             np.stack([EYE, EYE + [[0, 0.5], [0, 0]], EYE]),
-            "symmetric; component 1 differs from its transpose by 0.5. Symmetrise",
+            "symmetric; component 1 differs from its transpose by 0.5. Symmetrize",
         ),
         (
             np.stack([EYE, EYE, np.array([[1.0, 2.0], [2.0, 1.0]])]),
@@ -66,7 +66,7 @@ def test_bad_covariances(covariances, message):
         ([0.5, 0.5], r"weights must have shape \[3\].*got \(2,\)"),
         (1.0, r"got \(\)"),
         ([0.5, 0.7, -0.2], "positive and finite; weight 2 is -0.2"),
-        ([0.5, 0.0, 0.5], "weight 1 is 0. Leave out components"),
+        ([0.5, 0.0, 0.5], "weight 1 is 0. Remove components"),
         ([0.5, 0.5, np.nan], "weight 2 is nan"),
         ([0.5, 0.2, 0.2], r"sum to one; they sum to 0.9, off by -0.1. Divide"),
         ([1.0, 1.0, 1.0], r"they sum to 3, off by \+2"),

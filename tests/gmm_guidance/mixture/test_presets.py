@@ -59,7 +59,7 @@ def test_grid(labels, number):
 
 
 @pytest.mark.parametrize(
-    "labels, cells, number", [("colour", 16, 2), ("cell", 8, 8), ("single", 8, 1)]
+    "labels, cells, number", [("color", 16, 2), ("cell", 8, 8), ("single", 8, 1)]
 )
 def test_checkerboard(labels, cells, number):
     mixture = presets.checkerboard(labels=labels)
@@ -100,7 +100,7 @@ def test_random_takes_a_seed_or_a_key(key):
     by_seed, by_key = presets.random(0), presets.random(key)
     np.testing.assert_array_equal(by_seed.means, by_key.means)
     np.testing.assert_array_equal(by_seed.variances, by_key.variances)
-    np.testing.assert_array_equal(by_seed.axes, by_key.axes)
+    np.testing.assert_array_equal(by_seed.eigenvectors, by_key.eigenvectors)
     assert not np.allclose(presets.random(1).means, by_seed.means)
 
 

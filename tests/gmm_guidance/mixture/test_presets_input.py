@@ -41,7 +41,7 @@ def test_get_suggests_the_nearest_name():
         ("checkerboard", {"side": 1}, "side must be an integer of at least 2"),
         ("checkerboard", {"width": 0.0}, "width must be positive"),
         ("checkerboard", {"per_cell_side": 0}, "per_cell_side must be"),
-        ("checkerboard", {"labels": "black"}, "labels must be one of 'colour'"),
+        ("checkerboard", {"labels": "black"}, "labels must be one of 'color'"),
         ("random", {"key": -1}, "key must be an integer of at least 0"),
         ("random", {"key": 0, "num_components": 0}, "num_components must be"),
         ("random", {"key": 0, "dim": 0}, "dim must be an integer of at least 1"),

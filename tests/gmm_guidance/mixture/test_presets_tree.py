@@ -17,8 +17,9 @@ def moments(mixture, label):
     weights = np.exp(np.asarray(mixture.log_weights, np.float64)[own])
     weights /= weights.sum()
     points = np.asarray(mixture.means, np.float64)[own]
-    axes, variances = np.asarray(mixture.axes)[own], np.asarray(mixture.variances)[own]
-    along = np.einsum("kij,kj->ki", axes**2, variances)
+    vectors = np.asarray(mixture.eigenvectors)[own]
+    variances = np.asarray(mixture.variances)[own]
+    along = np.einsum("kij,kj->ki", vectors**2, variances)
     mean = weights @ points
     return mean, np.sqrt(weights @ (points**2 + along) - mean**2)
 
