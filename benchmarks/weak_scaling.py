@@ -86,14 +86,14 @@ def count_here(model: str, per_device: int, kind: str) -> dict[str, Any]:
     import gmm_guidance as gg
     from full_models.models.dit.config import DiTConfig
     from full_models.models.dit.network import DiT
-    from full_models.models.dit.placement import DIT_RULES
+    from full_models.models.dit.weights import PLACEMENT
     from gmm_guidance.sharding import batch_sharding, placements, program_cost
 
     count = jax.device_count()
     mesh = gg.MeshConfig(fsdp=count if kind == "fsdp" else 1).build()
     config = DiTConfig.named(model)
     shapes = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
-    where = placements(shapes, mesh, DIT_RULES)
+    where = placements(shapes, mesh, PLACEMENT)
     network = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
     )

@@ -1,25 +1,19 @@
-"""Diffusion transformers with droppable blocks: DiT and SiT in Flax."""
+"""Large diffusion models with droppable blocks: families, weights and sampling."""
 
-from full_models.models.autoencoder import (
-    VAEConfig,
-    VAEDecoder,
-    decode_in_chunks,
-    load_vae,
-)
-from full_models.models.dit.config import DiTConfig, model_names
+from full_models.models.autoencoder import KLConfig, KLDecoder, load_autoencoder
+from full_models.models.dit.config import DiTConfig
 from full_models.models.dit.network import DiT, WithVariance
 from full_models.weights.export import export_weights
-from full_models.weights.load import load_weights
+from full_models.weights.load import load_weights, model_names
 
 __all__ = [
     "DiT",
     "DiTConfig",
-    "VAEConfig",
-    "VAEDecoder",
+    "KLConfig",
+    "KLDecoder",
     "WithVariance",
-    "decode_in_chunks",
     "export_weights",
-    "load_vae",
+    "load_autoencoder",
     "load_weights",
     "model_names",
 ]

@@ -20,12 +20,12 @@ from jax.sharding import Mesh
 from full_models.models.dit.config import DiTConfig
 from full_models.models.dit.network import DiT
 from full_models.models.dit.parameterization import process_of, velocity_target
-from full_models.models.dit.placement import place_dit
+from full_models.models.dit.weights import PLACEMENT
 from gmm_guidance._runtime.checkpoints import Checkpoints
 from gmm_guidance._runtime.checks import check_key
 from gmm_guidance._runtime.interruption import Interruption
 from gmm_guidance.diffusion.ddpm import DDPM
-from gmm_guidance.sharding import num_batch_parts, replicate, shard_batch
+from gmm_guidance.sharding import num_batch_parts, place, replicate, shard_batch
 from gmm_guidance.training.train import TrainingProgress
 
 _CHECKPOINT_SECONDS = 10.0
@@ -136,7 +136,7 @@ def train_dit(
         keep: called with the step and the averaged network at each of
             ``training.kept_steps``; on resuming, for those from the checkpoint on.
         mesh: devices (``MeshConfig.build``) over which each batch is divided, and the
-            network and the optimiser as ``DIT_RULES`` say. Sums over the batch are
+            network and the optimiser as ``PLACEMENT`` says. Sums over the batch are
             taken in another order than on one device.
 
     Raises:
@@ -160,7 +160,7 @@ def train_dit(
         start = _start(config, training, key)
         data = jnp.asarray(samples), jnp.asarray(labels)
         if mesh is not None:
-            start = place_dit(start, mesh)
+            start = place(start, mesh, PLACEMENT)
             key, data = replicate((key, data), mesh)
         found = checkpoints.restore(lambda step: start)
         step, state = found or (0, start)

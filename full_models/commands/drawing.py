@@ -14,9 +14,8 @@ import gmm_guidance as gg
 from full_models.commands.options import DrawOptions, num_rows
 from full_models.generation.sampler import Batch, MeshSampler
 from full_models.memory import check_memory
-from full_models.models.autoencoder import VAEDecoder, load_vae
+from full_models.models.autoencoder import KLDecoder, load_autoencoder
 from full_models.models.dit.network import DiT
-from full_models.models.dit.placement import place_dit
 from gmm_guidance._runtime.reporter import Reporter
 
 
@@ -38,7 +37,7 @@ class Drawn(NamedTuple):
     passes_per_image: float
 
 
-def load_decoder(path: Path | None, network: DiT) -> VAEDecoder | None:
+def load_decoder(path: Path | None, network: DiT) -> KLDecoder | None:
     """The VAE's decoder, if one is named.
 
     Raises:
@@ -46,7 +45,7 @@ def load_decoder(path: Path | None, network: DiT) -> VAEDecoder | None:
     """
     if path is None:
         return None
-    decoder = load_vae(path)
+    decoder = load_autoencoder(path)
     channels = decoder.config.latent_channels
     if channels != network.config.in_channels:
         raise ValueError(
@@ -59,7 +58,7 @@ def load_decoder(path: Path | None, network: DiT) -> VAEDecoder | None:
 def draw(
     name: str,
     network: DiT,
-    decoder: VAEDecoder | None,
+    decoder: KLDecoder | None,
     rule: gg.GuidanceRule,
     options: DrawOptions,
     mesh: Mesh,
@@ -76,7 +75,7 @@ def draw(
     check_memory(network.config, num_rows(rule, network), size, 0)
     schedule, solver = options.schedule(network), options.solver_for(network)
     sampler = MeshSampler(
-        place_dit(options.drawn_model(network), mesh),
+        options.drawn_model(network),
         mesh,
         key=jax.random.key(options.seed),
         guidance=rule,

@@ -23,9 +23,8 @@ from full_models.generation.processes import ProcessOptions, is_first
 from full_models.generation.run import finish, make_shards, prepared
 from full_models.generation.sampler import MeshSampler
 from full_models.memory import check_memory
-from full_models.models.autoencoder import VAEDecoder
+from full_models.models.autoencoder import KLDecoder
 from full_models.models.dit.network import DiT
-from full_models.models.dit.placement import place_dit
 from gmm_guidance._runtime.interruption import Interrupted
 from gmm_guidance._runtime.reporter import Reporter
 
@@ -78,7 +77,7 @@ def generate(config: Generate, reporter: Reporter) -> list[Path]:
 def generate_with(
     config: Generate,
     network: DiT,
-    decoder: VAEDecoder | None,
+    decoder: KLDecoder | None,
     mesh: Mesh,
     reporter: Reporter,
 ) -> list[Path]:
@@ -105,7 +104,7 @@ def generate_with(
                 f"{len(missing)} to make; {cost.shared:.1f} passes each"
             )
         sampler = MeshSampler(
-            place_dit(config.draw.drawn_model(network), mesh),
+            config.draw.drawn_model(network),
             mesh,
             key=jax.random.key(config.draw.seed),
             guidance=rule,
@@ -153,5 +152,5 @@ def execution(options: DrawOptions, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _has_images(network: DiT, decoder: VAEDecoder | None) -> bool:
+def _has_images(network: DiT, decoder: KLDecoder | None) -> bool:
     return decoder is not None or network.config.in_channels in (1, 3)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import gmm_guidance as gg
-from full_models.models.autoencoder import VAEDecoder
+from full_models.models.autoencoder import KLDecoder
 from gmm_guidance.sharding import (
     BATCH_AXES,
     batch_parts,
@@ -67,7 +67,7 @@ class MeshSampler:
         schedule: Any,
         solver: Any,
         batch_size: int,
-        decoder: VAEDecoder | None = None,
+        decoder: KLDecoder | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -124,10 +124,10 @@ class MeshSampler:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(mesh: Mesh, decoder: VAEDecoder, samples: jax.Array) -> jax.Array:
+def _decode(mesh: Mesh, decoder: KLDecoder, samples: jax.Array) -> jax.Array:
     """Bytes of latents, each device's own, a few at once."""
 
-    def on_one_device(decoder: VAEDecoder, samples: jax.Array) -> jax.Array:
+    def on_one_device(decoder: KLDecoder, samples: jax.Array) -> jax.Array:
         images = jax.lax.map(
             lambda latent: decoder.decode(latent[None])[0],
             samples,

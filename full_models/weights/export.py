@@ -1,60 +1,48 @@
-"""``export_weights``: a network written in one of the known layouts."""
+"""``export_weights``: the weights of a model in one of the known layouts."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax.numpy as jnp
 
-from full_models.models.dit.diffusers_layout import (
-    config_to_diffusers,
-    diffusers_layout,
-)
-from full_models.models.dit.network import DiT
-from full_models.models.dit.official_layout import official_layout
-from full_models.weights.fill import dump
-from full_models.weights.find import DIFFUSERS_FILE
-from full_models.weights.native import (
-    NATIVE,
-    OFFICIAL,
-    describe,
-    native_layout,
-    save_orbax,
-)
-from gmm_guidance._runtime.files import atomic_folder, default_mode
+from full_models.models.registry import FAMILIES
+from full_models.weights.load import DESCRIPTION, DIFFUSERS_FILE, KIND, NATIVE, ORBAX
+from full_models.weights.orbax_folder import save_orbax
+from full_models.weights.table import dump, native_table, parameters
+from gmm_guidance._runtime.files import atomic_folder, default_mode, write_text
 from gmm_guidance._runtime.tensor_files import save_tree, write_tensors
-
-ExportLayout = Literal["diffusers", "official", "native", "orbax"]
 
 
 def export_weights(
-    model: DiT,
+    model: Any,
     path: str | os.PathLike,
-    layout: ExportLayout = "diffusers",
+    layout: str = "diffusers",
     dtype: Any = None,
 ) -> Path:
-    """Write a network's weights; complete or not at all.
+    """Write the weights of a model; complete or not at all.
 
-    ``load_weights`` reads each layout back, exactly, and needs nothing but the path:
+    ``load_weights`` reads each layout back exactly from the path alone:
 
-    - ``"diffusers"``: a folder for ``DiTTransformer2DModel.from_pretrained``. Its
-      ``config.json`` has ``norm_eps`` 1e-6, and the process under a private key, which
-      diffusers passes over. diffusers 0.42 evaluates it with other time features, see
-      ``full_models.models.dit.diffusers_layout``.
+    - ``"diffusers"``: a folder for ``from_pretrained`` of diffusers. (DiT:
+      ``norm_eps`` is 1e-6, and the process is stored under a private key that diffusers
+      ignores. diffusers 0.42 evaluates DiT with other time features, see
+      ``full_models.models.dit.weights``.)
     - ``"official"``: one ``.safetensors`` file with the tensors of the published
-      checkpoints, for ``load_state_dict`` of the codes of DiT and SiT.
+      checkpoints.
     - ``"native"``: one ``.safetensors`` file with the parameters as they are.
-    - ``"orbax"``: a folder with the parameters as they are, by ``orbax-checkpoint``.
+    - ``"orbax"``: a folder with the parameters as they are, written by orbax.
 
-    A file is replaced; a folder must be empty or not there.
+    A file is replaced; a folder must be empty or absent.
 
     Args:
-        model: the network.
-        path: folder, or file ending in ``.safetensors``.
-        layout: one of the above.
+        model: a model of ``load_weights`` or of the same classes.
+        path: a folder, or a file ending in ``.safetensors``.
+        layout: one of the above, where the family has it.
         dtype: type of the tensors; that of the parameters by default.
 
     Returns:
@@ -62,47 +50,51 @@ def export_weights(
 
     Raises:
         ValueError: for an unknown layout, a path that does not suit it or is taken, or
-            a network that it cannot express.
-        TypeError: if the model is no ``DiT``.
+            a model that it cannot express.
+        TypeError: if the model is of no known family.
+        ImportError: for ``"orbax"``, without orbax.
     """
-    if not isinstance(model, DiT):
+    config: Any = getattr(model, "config", None)
+    family = next((f for f in FAMILIES if isinstance(config, f.config)), None)
+    if family is None:
         raise TypeError(
-            f"model must be a DiT, got {type(model).__name__}; of a WithVariance, pass "
-            f"its network."
+            f"model must be one of load_weights ({', '.join(f.name for f in FAMILIES)})"
+            f", got {type(model).__name__}."
         )
-    if layout not in get_args(ExportLayout):
-        raise ValueError(
-            f"layout must be one of {', '.join(get_args(ExportLayout))}, got "
-            f"{layout!r}."
-        )
+    if layout not in (known := [*family.layouts, NATIVE, ORBAX]):
+        raise ValueError(f"layout must be one of {', '.join(known)}, got {layout!r}.")
     path = Path(path)
-    dtype = jnp.dtype(model.labels[...].dtype if dtype is None else dtype)
-    if layout in ("official", "native"):
+    dtype = jnp.dtype(
+        next(iter(parameters(model).values())).dtype if dtype is None else dtype
+    )
+    description = {
+        "kind": KIND,
+        "family": family.name,
+        "layout": layout,
+        "config": dataclasses.asdict(config),
+        "dtype": dtype.name,
+    }
+    table = native_table(model)
+    to_config = None
+    if layout in family.layouts:
+        table = family.layouts[layout].table(config, {})
+        to_config = family.layouts[layout].to_config
+    if layout != ORBAX and to_config is None:
         _check_file(path)
-        kind = OFFICIAL if layout == "official" else NATIVE
-        table = (
-            official_layout(model.config)
-            if layout == "official"
-            else native_layout(model)
-        )
-        description = describe(kind, model.config, dtype)
         return save_tree(path, dump(model, table, dtype), description)
     _check_vacant(path)
     with atomic_folder(path) as folder:
-        if layout == "orbax":
-            save_orbax(folder, model, describe(NATIVE, model.config, dtype))
+        if to_config is None:
+            save_orbax(folder, model, dtype)
+            write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
         else:
-            _write_diffusers(folder, model, dtype)
+            text = json.dumps(to_config(config), indent=2, sort_keys=True) + "\n"
+            (folder / "config.json").write_text(text)
+            # diffusers refuses files whose header does not name PyTorch.
+            tensors = dump(model, table, dtype)
+            write_tensors(tensors, folder / DIFFUSERS_FILE, {"format": "pt"})
+            os.chmod(folder / DIFFUSERS_FILE, default_mode())  # safetensors: private
     return path
-
-
-def _write_diffusers(folder: Path, model: DiT, dtype: Any) -> None:
-    config = json.dumps(config_to_diffusers(model.config), indent=2, sort_keys=True)
-    tensors = dump(model, diffusers_layout(model.config), dtype)
-    # diffusers refuses files whose header does not name PyTorch.
-    write_tensors(tensors, folder / DIFFUSERS_FILE, {"format": "pt"})
-    os.chmod(folder / DIFFUSERS_FILE, default_mode())  # safetensors keeps it private
-    (folder / "config.json").write_text(config + "\n")
 
 
 def _check_file(path: Path) -> None:
@@ -116,7 +108,7 @@ def _check_file(path: Path) -> None:
 def _check_vacant(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
-            f"{path} must be empty or not there, but it is a "
+            f"{path} must be empty or absent, but it is a "
             f"{'folder with content' if path.is_dir() else 'file'}; choose another "
             f"place, or delete it first."
         )

@@ -1,94 +1,365 @@
-"""``load_weights``: a network from any of the known files."""
+"""``load_weights``: a model from the weights of any known family and layout."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
-from full_models.models.dit.config import DiTConfig, DType
-from full_models.models.dit.network import DiT
-from full_models.models.dit.placement import DIT_RULES
-from full_models.models.dit.settle import settle
-from full_models.weights.fill import fill
-from full_models.weights.find import find_weights
-from full_models.weights.native import load_orbax
+from full_models.models.family import DType, Family, Inferred, Layout, unknown_name
+from full_models.models.registry import FAMILIES
+from full_models.weights.orbax_folder import load_orbax
+from full_models.weights.safetensors_file import read_safetensors
+from full_models.weights.table import Stored, fill, listed, native_table
+from full_models.weights.torch_file import read_torch
+from gmm_guidance._runtime.tensor_files import differences, load_description
 from gmm_guidance.sharding import placements
+
+# Descriptions of our own files: KIND, family, layout and config.
+KIND = "full_models weights"
+NATIVE, ORBAX = "native", "orbax"
+DESCRIPTION = "description.json"
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+_FILES_IN_FOLDERS = (
+    DIFFUSERS_FILE,
+    f"{DIFFUSERS_FILE}.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+_MOST_FITTING = 4  # published names that a message offers
 
 
 def load_weights(
     path: str | os.PathLike,
-    config: DiTConfig | str | None = None,
+    model: Any = None,
     *,
     dtype: Any = None,
     compute_dtype: DType | None = None,
     root: str | None = None,
     mesh: Mesh | None = None,
-) -> DiT:
-    """A network with the weights of a file or folder.
+) -> Any:
+    """Load a model from a file or folder of weights.
 
-    Formats, told apart by what is there:
+    The format is recognized by the content:
 
     - the published checkpoints of DiT and SiT and those of their training code
-      (``.pt``), read without PyTorch and without running code of the file; also the
-      same tensors in a ``.safetensors`` file;
-    - a folder of diffusers' ``DiTTransformer2DModel``, or a pipeline with one in its
-      subfolder ``transformer``, or a file of weights beside its ``config.json``, in one
-      part or several. They are evaluated with the conventions of the published models,
-      see ``full_models.models.dit.diffusers_layout``;
-    - what ``export_weights`` writes.
+      (``.pt``), read without PyTorch and without running code of the file; the same
+      tensors in a ``.safetensors`` file;
+    - a folder of diffusers, a pipeline with one in its subfolder ``transformer``, or a
+      file of weights beside its ``config.json``, in one part or several. A model is
+      evaluated with the conventions of its published code, see
+      ``full_models.models.dit.weights``;
+    - the files and folders of ``export_weights``.
 
-    Each tensor of the file is used exactly once. Loading needs up to one and a half
+    Each tensor of the file is used exactly once. Loading takes up to one and a half
     times the memory of the weights, in the wider type of file and parameters; from a
     folder of orbax, twice.
 
     Args:
         path: the file or folder.
-        config: what the model is. ``None`` takes the file's word; the tensors of the
-            published checkpoints do not say whether they are of a DiT or a SiT, so
-            these need a name (``"SiT-XL/2"``: depth, width, heads, patch and process)
-            or a ``DiTConfig``.
+        model: the name of a published model (``"SiT-XL/2"``) or a config. By default it
+            follows from the file; the published checkpoints of DiT and SiT do not say
+            which of both they are and need it.
         dtype: type of the parameters, ``"bfloat16"`` to save memory; float32 by
             default.
-        compute_dtype: type of matrix products; that of the configuration by default.
-        root: the entry of a ``.pt`` file that holds the weights; ``"ema"`` by default
-            if there is one.
-        mesh: devices (``MeshConfig.build``) that hold the parameters, divided as
-            ``DIT_RULES`` say; each goes straight to its own.
+        compute_dtype: type of matrix products; that of the config by default.
+        root: entry of a PyTorch file that holds the weights; ``"ema"`` by default if
+            there is one.
+        mesh: devices (``MeshConfig.build``) that hold the parameters, divided by the
+            placement rules of the family; each parameter goes straight to its devices.
+
+    Returns:
+        The model, a ``Denoiser`` and ``BlockStack`` of ``gmm_guidance``.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
         ImportError: for a folder of orbax, without orbax.
-        ValueError: if the file is damaged, of another layout or model (naming the
-            fields or tensors that differ), or does not say what its model is.
+        ValueError: if the file is damaged, of an unknown layout or of another model
+            (naming the fields or tensors that differ), or if the model does not follow
+            from it.
     """
-    dtype = _parameter_dtype(dtype)
-    found = find_weights(path, root)
-    settled = settle(found, config)
-    if compute_dtype is not None:
-        settled = dataclasses.replace(settled, compute_dtype=compute_dtype)
-    abstract = jax.eval_shape(lambda: DiT(settled, rngs=nnx.Rngs(0)))
-    if mesh is not None:
-        abstract = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            abstract,
-            placements(abstract, mesh, DIT_RULES),
-        )
-    if found.stored is None:
-        return load_orbax(found.origin, abstract, dtype)
-    layout = found.layout(settled, abstract)
-    return fill(abstract, layout, found.stored, str(found.origin), dtype)
+    checkpoint = open_checkpoint(path, model, compute_dtype=compute_dtype, root=root)
+    return checkpoint.load(dtype, mesh)
 
 
-def _parameter_dtype(dtype: Any) -> Any:
-    result = jnp.dtype(dtype or jnp.float32)
-    if result not in (jnp.float32, jnp.bfloat16, jnp.float16):
+def model_names() -> tuple[str, ...]:
+    """Names of all published models that ``load_weights`` knows."""
+    return tuple(name for family in FAMILIES for name in family.published)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Weights at a path and the model they belong to; no tensor has been read.
+
+    Attributes:
+        origin: the file or folder.
+        family: the family of the model.
+        config: the config of the model.
+        layout: a layout of the family, ``"native"`` or ``"orbax"``.
+        stored: the tensors; empty for orbax.
+    """
+
+    origin: Path
+    family: Family
+    config: Any
+    layout: str
+    stored: Stored
+
+    def load(self, dtype: Any = None, mesh: Mesh | None = None) -> Any:
+        """Read the weights; see ``load_weights``."""
+        dtype = jnp.dtype(dtype or jnp.float32)
+        if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+            raise ValueError(
+                f"dtype must be float32, bfloat16 or float16, got {dtype.name}."
+            )
+        abstract = jax.eval_shape(lambda: self.family.build(self.config))
+        if mesh is not None:
+            abstract = jax.tree.map(
+                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+                abstract,
+                placements(abstract, mesh, self.family.placement),
+            )
+        if self.layout == ORBAX:
+            return load_orbax(self.origin, abstract, dtype)
+        if self.layout == NATIVE:
+            table = native_table(abstract)
+        else:
+            layout = self.family.layouts[self.layout]
+            table = layout.table(self.config, self.stored)
+        return fill(abstract, table, self.stored, str(self.origin), dtype)
+
+
+def open_checkpoint(
+    path: str | os.PathLike,
+    model: Any = None,
+    *,
+    compute_dtype: DType | None = None,
+    root: str | None = None,
+    families: Sequence[Family] = FAMILIES,
+) -> Checkpoint:
+    """Find out which model the weights at a path belong to, reading no tensor.
+
+    Args:
+        path: see ``load_weights``, as the other arguments.
+        model: name or config of the model.
+        compute_dtype: type of matrix products.
+        root: entry of a PyTorch file.
+        families: the families that come into question.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_weights``.
+        TypeError: if ``model`` is neither a name nor a config.
+    """
+    asked = _family_of(model, families)
+    origin, layout, stored, family, said = _inspect(Path(path), root, families)
+    if asked not in (None, family):
         raise ValueError(
-            f"dtype must be float32, bfloat16 or float16, got {result.name}."
+            f"{origin} holds weights of {family.name}, but {_shown(model)} is of "
+            f"{asked.name}; pass another model or file."
         )
-    return result
+    config = _settle(origin, family, said, model, layout)
+    if compute_dtype is not None:
+        config = dataclasses.replace(config, compute_dtype=compute_dtype)
+    return Checkpoint(origin, family, config, layout, stored)
+
+
+# What lies at the path.
+
+
+def _inspect(
+    path: Path, root: str | None, families: Sequence[Family]
+) -> tuple[Path, str, Stored, Family, Inferred]:
+    """The file or folder, its layout and tensors, the family, and what it says."""
+    if not path.exists():
+        raise FileNotFoundError(f"no weights at {path}.")
+    if path.is_dir() and not (path / DESCRIPTION).is_file():
+        path = _file_in(path, families)
+    stored = {} if path.is_dir() else _read(path, root)
+    description = _description(path)
+    if description is not None:
+        family, name, said = _described(path, description, families)
+        return path, name, stored, family, said
+    for family in families:
+        for name, layout in family.layouts.items():
+            if (selected := layout.select(stored)) is not None:
+                said = _infer(layout, selected, path.parent / "config.json")
+                return path, name, selected, family, said
+    raise ValueError(
+        f"{path} holds no known model: the names of its tensors must be those of a "
+        f"published checkpoint or of diffusers ({', '.join(f.name for f in families)}) "
+        f"or of export_weights; found {listed(stored)}."
+    )
+
+
+def _file_in(folder: Path, families: Sequence[Family]) -> Path:
+    """The file of weights in a folder of diffusers, or of a pipeline."""
+    subfolders = [folder, *(folder / family.subfolder for family in families)]
+    known = [place for place in subfolders if (place / "config.json").is_file()]
+    for place in known or subfolders:
+        for name in _FILES_IN_FOLDERS:
+            if (place / name).is_file():
+                return place / name
+    if known:
+        raise ValueError(
+            f"{known[0]} has a config.json, but none of "
+            f"{', '.join(_FILES_IN_FOLDERS)}; complete the download, or name the file "
+            f"of weights itself."
+        )
+    raise ValueError(
+        f"{folder} must be a folder of diffusers (config.json and weights, or a "
+        f"pipeline with a subfolder {families[0].subfolder}) or of export_weights; it "
+        f"holds {listed(sorted(entry.name for entry in folder.iterdir()))}. If one of "
+        f"these files holds the weights, name it."
+    )
+
+
+def _read(path: Path, root: str | None) -> Stored:
+    if path.suffix in _TORCH_SUFFIXES:
+        return read_torch(path, root)
+    if root is not None:
+        raise ValueError(
+            f"root={root!r} chooses an entry of a PyTorch file, but {path} is none; "
+            f"leave it out."
+        )
+    if path.suffix in (".safetensors", ".json"):
+        return read_safetensors(path)
+    raise ValueError(
+        f"weights must be a folder or a file ending in .safetensors, .index.json, "
+        f"{', '.join(_TORCH_SUFFIXES)}, got {path}; rename it."
+    )
+
+
+def _infer(layout: Layout, stored: Stored, beside: Path) -> Inferred:
+    """What tensors say of their model, and the ``config.json`` beside them, if any."""
+    if not (layout.has_config and beside.is_file()):
+        return layout.infer(stored, None)
+    try:
+        found = json.loads(beside.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"must hold an object, got {type(found).__name__}.")
+        return layout.infer(stored, found)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{beside}: {error}") from error
+
+
+def _description(path: Path) -> dict[str, Any] | None:
+    """The description in a file or folder of our own; ``None`` in another's."""
+    try:
+        if path.is_dir():
+            found = json.loads((path / DESCRIPTION).read_text())
+        elif path.suffix == ".safetensors":
+            found = load_description(path)
+        else:
+            return None
+    except (OSError, ValueError):
+        return None
+    kind = found.get("kind") if isinstance(found, dict) else None
+    if str(kind).startswith("full_models."):
+        raise ValueError(
+            f"{path} was written by an older version, whose format is not supported; "
+            f"export the weights again."
+        )
+    return found if kind == KIND else None
+
+
+def _described(
+    path: Path, description: dict[str, Any], families: Sequence[Family]
+) -> tuple[Family, str, Inferred]:
+    """Family, layout and config in a description."""
+    name, layout, fields = (description.get(k) for k in ("family", "layout", "config"))
+    family = next((f for f in families if f.name == name), None)
+    known = {f.name for f in dataclasses.fields(family.config)} if family else set()
+    layouts = {NATIVE, ORBAX, *(family.layouts if family else ())}
+    if (
+        family is None
+        or layout not in layouts
+        or not isinstance(fields, dict)
+        or fields.keys() - known
+    ):
+        raise ValueError(
+            f"{path} describes a model that is not known here (family {name!r}, layout "
+            f"{layout!r}, config {fields!r}); it may be of a newer version."
+        )
+    fields = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
+    return family, str(layout), Inferred(fields)
+
+
+# Which model it is.
+
+
+def _family_of(model: Any, families: Sequence[Family]) -> Family | None:
+    """The family of a name or config; ``None`` if nothing is asked for."""
+    for family in families:
+        named = isinstance(model, str) and model in family.published
+        if named or isinstance(model, family.config):
+            return family
+    if isinstance(model, str):
+        raise unknown_name(model, (n for f in families for n in f.published))
+    if model is not None:
+        configs = ", ".join(family.config.__name__ for family in families)
+        raise TypeError(
+            f"model must be the name of a published model, a config ({configs}) or "
+            f"None, got {type(model).__name__}."
+        )
+    return None
+
+
+def _settle(
+    origin: Path, family: Family, said: Inferred, model: Any, layout: str
+) -> Any:
+    """The one config that both the weights and the caller allow."""
+    names = [field.name for field in dataclasses.fields(family.config)]
+    shape = [name for name in names if name not in family.execution]
+    if model is None:
+        asked: dict[str, Any] = {}
+    elif isinstance(model, str):
+        asked = dict(family.published[model])
+    else:
+        asked = {name: getattr(model, name) for name in names}
+    both = [name for name in shape if name in asked and name in said.fields]
+    different = differences(
+        {name: asked[name] for name in both}, {name: said.fields[name] for name in both}
+    )
+    if different:
+        raise ValueError(
+            f"{origin} does not hold {_shown(model)}: {'; '.join(different)}. Pass the "
+            f"model of this file, or another file."
+        )
+    fields = said.defaults | said.fields | asked
+    fitting = {
+        name: stands_for
+        for name, stands_for in family.published.items()
+        if all(fields.get(n, v) == v for n, v in stands_for.items())
+    }
+    for name in [name for name in shape if name not in fields]:
+        values = [f[name] for f in fitting.values() if name in f]
+        if values and values == values[:1] * len(values):
+            fields[name] = values[0]
+    missing = [name for name in shape if name not in fields]
+    if missing:
+        known = ", ".join(f"{n} = {fields[n]}" for n in shape if n in fields)
+        remedy = f"pass its {family.config.__name__}"
+        if 0 < len(fitting) <= _MOST_FITTING:
+            remedy = f"pass {' or '.join(map(repr, fitting))}"
+        elif layout in family.layouts and family.layouts[layout].has_config:
+            remedy += ", or put its config.json beside it"
+        raise ValueError(
+            f"{origin} does not say the {', '.join(missing)} of its model; {remedy} "
+            f"(known: {known or 'nothing'})."
+        )
+    try:
+        return family.config(**fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{origin}: {error}") from error
+
+
+def _shown(model: Any) -> str:
+    return repr(model) if isinstance(model, str) else "the model of the given config"

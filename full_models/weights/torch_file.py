@@ -1,21 +1,26 @@
-"""Tensors of PyTorch files, read one at a time, without PyTorch."""
+"""Tensors of PyTorch files, read one at a time, without PyTorch.
+
+Such a file holds a pickle, which is a program that may call anything. Here it may only
+name storages, place tensors in them and build dictionaries; a file that names anything
+else is refused.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from full_models.weights.messages import listed
-from full_models.weights.stored import Stored, StoredTensor
-from full_models.weights.torch_pickle import Inert, View, read_pickle
+from full_models.weights.table import Stored, StoredTensor, listed
 
 # Where training codes keep the weights, in order of preference.
 _ROOTS = ("ema", "model", "state_dict")
@@ -33,17 +38,18 @@ _DAMAGE = (
     UnicodeDecodeError,
 )
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_NAMES = {
-    "float32": "F32",
-    "float64": "F64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
+# PyTorch's storages, and their types as NumPy and safetensors spell them.
+_STORAGES = {
+    "FloatStorage": ("float32", "F32"),
+    "DoubleStorage": ("float64", "F64"),
+    "HalfStorage": ("float16", "F16"),
+    "BFloat16Storage": ("bfloat16", "BF16"),
+    "LongStorage": ("int64", "I64"),
+    "IntStorage": ("int32", "I32"),
+    "ShortStorage": ("int16", "I16"),
+    "CharStorage": ("int8", "I8"),
+    "ByteStorage": ("uint8", "U8"),
+    "BoolStorage": ("bool", "BOOL"),
 }
 
 
@@ -102,7 +108,7 @@ def _read_table(
         for name, info in infos.items()
         if name.startswith(prefix)
     }
-    return read_pickle(archive.read(tables[0]), str(path)), entries
+    return _read_pickle(archive.read(tables[0]), str(path)), entries
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
@@ -205,7 +211,9 @@ def _tensor(
             f"write the file again."
         )
     return StoredTensor(
-        view.shape, _NAMES[storage.dtype], _reader(name, view, entry, path)
+        view.shape,
+        dict(_STORAGES.values())[storage.dtype],
+        _reader(name, view, entry, path),
     )
 
 
@@ -261,3 +269,167 @@ def _placed(numbers: np.ndarray, view: View) -> np.ndarray:
     steps = [step * numbers.dtype.itemsize for step in view.strides]
     tensor = np.lib.stride_tricks.as_strided(numbers, view.shape, steps)
     return np.ascontiguousarray(tensor).reshape(view.shape)
+
+
+# The pickle.
+
+
+class Storage(NamedTuple):
+    """Contiguous numbers in an entry of the file.
+
+    Attributes:
+        key: name of the entry.
+        dtype: type of the numbers, as NumPy spells it.
+        size: count of the numbers.
+    """
+
+    key: str
+    dtype: str
+    size: int
+
+
+class View(NamedTuple):
+    """A tensor as a strided view of a storage.
+
+    Attributes:
+        storage: the storage of its numbers.
+        offset: index of its first number.
+        shape: shape of the tensor.
+        strides: distance of neighbors along each axis, in numbers.
+    """
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def span(self) -> int:
+        """Length of the stretch of the storage from its first to its last number."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum(
+            (n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)
+        )
+
+
+def _read_pickle(data: bytes, origin: str) -> Any:
+    """Dictionaries, lists, numbers, text and ``View``s of a pickle.
+
+    Args:
+        data: the pickle.
+        origin: the file, for messages.
+
+    Raises:
+        ValueError: if it asks to run anything but what makes tensors and dictionaries,
+            or is damaged.
+    """
+    try:
+        return _Unpickler(io.BytesIO(data), origin).load()
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise ValueError(
+            f"{origin}: its table of tensors (data.pkl) is damaged ({error}); fetch "
+            f"or write the file again."
+        ) from error
+
+
+class _Refused(Exception):
+    """The file asks for more than tensors."""
+
+
+# Whatever a pickle can name or build has a ``__setstate__`` or no attributes to set, so
+# that its BUILD instruction cannot alter anything.
+
+
+class _Mapping(dict):
+    """An ``OrderedDict``: dictionaries keep their order anyway."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Drop attributes (``_metadata``, the versions of a model's modules)."""
+
+
+class Inert:
+    """Stands for an object of which nothing is needed."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Drop its attributes."""
+
+
+class _Function:
+    """A function that the file may call."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]):
+        self._call = call
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused("the file asks to alter a function; it is none of torch.save.")
+
+
+class _StorageType(NamedTuple):
+    dtype: str
+
+
+def _view(storage, offset, shape, strides, *details) -> View:
+    """``torch._utils._rebuild_tensor(_v2)``."""
+    metadata = details[2] if len(details) > 2 else None
+    shape, strides = tuple(shape), tuple(strides)
+    if not isinstance(storage, Storage) or len(shape) != len(strides):
+        raise ValueError(f"a tensor of shape {shape} with strides {strides}")
+    if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides)):
+        raise ValueError(f"a tensor of shape {shape} with strides {strides}")
+    if metadata:
+        raise _Refused(
+            f"the file holds a tensor with pending operations ({metadata}); apply them "
+            f"(resolve_conj, resolve_neg) before saving."
+        )
+    return View(storage, offset, shape, strides)
+
+
+def _parameter(data, *details) -> Any:
+    """``torch._utils._rebuild_parameter`` and ``..._with_state``."""
+    return data
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _Function(_Mapping),
+    ("torch._utils", "_rebuild_tensor"): _Function(_view),
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_view),
+    ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
+    ("argparse", "Namespace"): Inert,
+} | {("torch", name): _StorageType(dtype) for name, (dtype, _) in _STORAGES.items()}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, origin: str):
+        super().__init__(file)
+        self._origin = origin
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _Refused(
+                f"{self._origin}: the file asks to run {module}.{name}, which this "
+                f"reader does not do: only tensors in dictionaries are read. If you "
+                f"trust the file, load it with torch and save its state dict alone: "
+                f"torch.save(model.state_dict(), path)."
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, storage, key, _, size = pid
+        if kind != "storage" or not isinstance(storage, _StorageType):
+            raise ValueError(f"a reference to {kind!r}")
+        if not isinstance(key, str) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"a storage of {size!r} numbers")
+        return Storage(key, storage.dtype, size)

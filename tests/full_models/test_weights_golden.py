@@ -13,8 +13,8 @@ import pytest
 from oracles.dit_values import drop_blocks, predictions, relative_error
 
 from full_models import DiTConfig, load_weights
-from full_models.models.dit.official_layout import official_layout
-from full_models.weights.fill import dump
+from full_models.models.dit.weights import official_table
+from full_models.weights.table import dump
 from full_models.weights.torch_file import read_torch
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_gradients(golden, remat):
         out = predictions(network, golden["x"], golden["steps"], golden["labels"])
         return jnp.sum(out * golden["weights"])
 
-    gradients = dump(jax.jit(jax.grad(loss))(network), official_layout(config))
+    gradients = dump(jax.jit(jax.grad(loss))(network), official_table(config))
     names = [n.removeprefix("gradient ") for n in golden if n.startswith("gradient ")]
     assert len(names) == 5
     for name in names:

@@ -10,17 +10,25 @@ from flax import nnx
 from oracles.dits import TINY, random_dit
 
 from full_models import DiT, DiTConfig
-from full_models.models.dit.diffusers_layout import (
+from full_models.models.dit.weights import (
     POSITIONS,
     config_from_diffusers,
     config_to_diffusers,
-    diffusers_layout,
+    diffusers_table,
+    infer_official,
+    official_table,
 )
-from full_models.models.dit.infer import infer_shape
-from full_models.models.dit.official_layout import official_layout, one, same
-from full_models.weights.fill import Entry, Layout, dump, fill, parameters
-from full_models.weights.native import native_layout
-from full_models.weights.stored import StoredTensor
+from full_models.weights.table import (
+    Entry,
+    Source,
+    StoredTensor,
+    Table,
+    copied,
+    dump,
+    fill,
+    native_table,
+    parameters,
+)
 
 ODD = DiTConfig(
     input_size=12,
@@ -35,10 +43,10 @@ ODD = DiTConfig(
 )
 CONFIGS = pytest.mark.parametrize("config", [TINY, ODD], ids=["tiny", "odd"])
 LAYOUTS = {
-    "official": lambda config, model: official_layout(config),
-    "diffusers": lambda config, model: diffusers_layout(config),
-    "positions": lambda config, model: diffusers_layout(config, positions=True),
-    "native": lambda config, model: native_layout(model),
+    "official": lambda config, model: official_table(config),
+    "diffusers": lambda config, model: diffusers_table(config),
+    "positions": lambda config, model: diffusers_table(config, positions=True),
+    "native": lambda config, model: native_table(model),
 }
 WORDS = {"float32": "F32", "bfloat16": "BF16", "int32": "I32"}
 
@@ -79,7 +87,7 @@ def test_written_tensors_have_the_listed_shapes_and_come_back(config, name):
 def test_official_tensors_by_hand(config):
     """Each product as PyTorch has it, ``weight @ input``, on the module's own parts."""
     model = random_dit(config)
-    tensors = dump(model, official_layout(config))
+    tensors = dump(model, official_table(config))
     rng = np.random.default_rng(0)
     p, channels, width = config.patch_size, config.in_channels, config.width
     patch = rng.normal(size=(channels, p, p))  # PyTorch's order
@@ -114,8 +122,8 @@ def test_official_tensors_by_hand(config):
 @CONFIGS
 def test_diffusers_has_the_same_tensors_under_other_names(config):
     model = random_dit(config)
-    theirs = dump(model, official_layout(config))
-    ours = dump(model, diffusers_layout(config))
+    theirs = dump(model, official_table(config))
+    ours = dump(model, diffusers_table(config))
     expected = {}
     for name, array in theirs.items():
         kind = name.rpartition(".")[2]
@@ -151,13 +159,13 @@ def test_diffusers_has_the_same_tensors_under_other_names(config):
     assert ours.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(ours[name], array)
-    with_table = dump(model, diffusers_layout(config, positions=True))
+    with_table = dump(model, diffusers_table(config, positions=True))
     np.testing.assert_array_equal(with_table.pop(POSITIONS), theirs["pos_embed"])
     assert with_table.keys() == ours.keys()
 
 
 def test_native_names_are_paths_in_the_module():
-    assert {*native_layout(abstract(TINY)).entries} == {*parameters(random_dit())}
+    assert {*native_table(abstract(TINY)).entries} == {*parameters(random_dit())}
     assert "blocks.attn.qkv.kernel" in parameters(random_dit())
 
 
@@ -165,7 +173,7 @@ def test_native_names_are_paths_in_the_module():
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed():
-    layout = official_layout(TINY)
+    layout = official_table(TINY)
     tensors = dump(random_dit(), layout)
     del tensors["blocks.2.mlp.fc1.weight"]
     tensors["blocks.4.mlp.fc1.weight"] = np.zeros((3, 4), np.float32)
@@ -184,7 +192,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed():
 
 
 def test_many_problems_are_counted():
-    layout = official_layout(TINY)
+    layout = official_table(TINY)
     with pytest.raises(ValueError, match=r"missing: .* and \d+ more\."):
         fill(abstract(TINY), layout, {}, "the file")
 
@@ -204,7 +212,7 @@ def test_another_table_of_positions_is_refused(name):
 
 
 def test_table_of_positions_in_half_precision_is_rounded():
-    layout = official_layout(TINY)
+    layout = official_table(TINY)
     tensors = dump(random_dit(), layout)
     tensors["pos_embed"] = tensors["pos_embed"].astype(jnp.bfloat16)
     fill(abstract(TINY), layout, in_memory(tensors), "x")
@@ -219,7 +227,7 @@ def test_table_of_positions_in_half_precision_is_rounded():
     ],
 )
 def test_copies_of_embeddings_must_be_equal(name):
-    layout = diffusers_layout(TINY)
+    layout = diffusers_table(TINY)
     tensors = dump(random_dit(), layout)
     key = f"transformer_blocks.3.norm1.emb.{name}"
     tensors[key].reshape(-1)[-1] += 1e-5
@@ -229,17 +237,17 @@ def test_copies_of_embeddings_must_be_equal(name):
 
 def test_faulty_tables_are_noticed():
     model = abstract(TINY)
-    layout = native_layout(model)
+    layout = native_table(model)
     stored = in_memory(dump(random_dit(), layout))
-    wrong = Layout({n: e for n, e in layout.entries.items() if n != "labels"})
+    wrong = Table({n: e for n, e in layout.entries.items() if n != "labels"})
     stored_without = {n: t for n, t in stored.items() if n != "labels"}
     with pytest.raises(ValueError, match="disagree on .*labels"):
         fill(model, wrong, stored_without, "x")
-    flat = Entry(((dataclasses.replace(same("labels", (6, 16)), load=np.ravel),),))
-    wrong = Layout({**layout.entries, "labels": flat})
+    flat = Entry(((Source("labels", (6, 16), np.ravel, np.ravel),),))
+    wrong = Table({**layout.entries, "labels": flat})
     with pytest.raises(ValueError, match=r"gives \(96,\) where \(6, 16\) is needed"):
         fill(model, wrong, stored, "x")
-    assert one(same("labels", (6, 16))) == layout.entries["labels"]
+    assert copied("labels", (6, 16)).rows[0][0].shape == (6, 16)
 
 
 # --- configurations of diffusers
@@ -328,9 +336,9 @@ def test_mlp_ratio_cannot_be_told_to_diffusers():
 @pytest.mark.parametrize("ratio", [4.0, 2.7])
 def test_shape_is_inferred(config, ratio):
     config = dataclasses.replace(config, mlp_ratio=ratio)
-    layout = official_layout(config)
+    layout = official_table(config)
     tensors = {n: np.empty(s, np.float32) for n, s in layout.shapes().items()}
-    fields = infer_shape(in_memory(tensors))
+    fields = infer_official(in_memory(tensors))
     guess = dataclasses.replace(config, **fields)
     assert guess.mlp_width == config.mlp_width
     assert dataclasses.replace(guess, mlp_ratio=ratio) == config
@@ -341,5 +349,5 @@ def test_ratios_round_down_to_the_width_they_come_from():
     for inner in (12, 20, 384, 1152):
         for outer in range(1, 6 * inner, 7):
             shape = StoredTensor((outer, inner), "F32", lambda: np.empty(0))
-            ratio = infer_shape({"blocks.0.mlp.fc1.weight": shape})["mlp_ratio"]
+            ratio = infer_official({"blocks.0.mlp.fc1.weight": shape})["mlp_ratio"]
             assert int(inner * ratio) == outer

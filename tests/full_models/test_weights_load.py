@@ -17,13 +17,10 @@ from oracles.dits import TINY, random_dit
 
 import full_models
 from full_models import DiTConfig, WithVariance, export_weights, load_weights
-from full_models.models.dit.diffusers_layout import diffusers_layout
-from full_models.models.dit.infer import infer_shape
-from full_models.models.dit.official_layout import official_layout
-from full_models.models.dit.settle import settle
-from full_models.weights.fill import dump
-from full_models.weights.find import DIFFUSERS_FILE, Found
-from full_models.weights.stored import StoredTensor
+from full_models.models.dit.weights import diffusers_table, official_table
+from full_models.weights import load
+from full_models.weights.load import DIFFUSERS_FILE, open_checkpoint
+from full_models.weights.table import StoredTensor, dump
 from gmm_guidance._runtime.tensor_files import load_description, save_tree
 
 LAYOUTS = ["diffusers", "official", "native", "orbax"]
@@ -36,7 +33,7 @@ def place(folder, layout):
 
 
 def write_official(path, model=MODEL, **changes):
-    return torch_zip.write(path, dump(model, official_layout(model.config)) | changes)
+    return torch_zip.write(path, dump(model, official_table(model.config)) | changes)
 
 
 def assert_same(found, expected):
@@ -103,7 +100,7 @@ def test_how_a_network_is_run_is_the_callers_choice(tmp_path):
 def test_official_tensors_in_any_file(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
-        tensors = dump(MODEL, official_layout(TINY))
+        tensors = dump(MODEL, official_table(TINY))
         safetensors.numpy.save_file(tensors, path)
     else:
         write_official(path)
@@ -112,7 +109,7 @@ def test_official_tensors_in_any_file(tmp_path, suffix):
 
 def test_entry_of_a_training_checkpoint(tmp_path):
     other = random_dit(seed=2)
-    trees = [dump(m, official_layout(TINY)) for m in (MODEL, other)]
+    trees = [dump(m, official_table(TINY)) for m in (MODEL, other)]
     path = torch_zip.write(tmp_path / "a.pt", {"ema": trees[0], "model": trees[1]})
     assert_same(load_weights(path, TINY), MODEL)
     assert_same(load_weights(path, TINY, root="model"), other)
@@ -126,8 +123,10 @@ def test_diffusers_folders_and_files(tmp_path):
     folder = export_weights(MODEL, tmp_path / "pipeline" / "transformer")
     assert_same(load_weights(folder.parent), MODEL)
     assert_same(load_weights(folder / DIFFUSERS_FILE), MODEL)
-    other = folder / "diffusion_pytorch_model.fp16.safetensors"
-    (folder / DIFFUSERS_FILE).rename(other)
+    variant = folder / "diffusion_pytorch_model.fp16.safetensors"
+    (folder / DIFFUSERS_FILE).rename(variant)
+    assert_same(load_weights(folder), MODEL)
+    other = variant.rename(folder / "ema.safetensors")
     assert_same(load_weights(other), MODEL)
     with pytest.raises(ValueError, match="has a config.json, but none of diffusion_"):
         load_weights(folder)
@@ -135,9 +134,9 @@ def test_diffusers_folders_and_files(tmp_path):
     assert_same(load_weights(other, TINY), MODEL)
     with pytest.raises(ValueError, match="does not say the .*num_heads.*config.json"):
         load_weights(other)
-    with pytest.raises(ValueError, match="must be a folder of diffusers.*fp16"):
+    with pytest.raises(ValueError, match="must be a folder of diffusers.*ema"):
         load_weights(folder)
-    tensors = dump(MODEL, diffusers_layout(TINY, positions=True))
+    tensors = dump(MODEL, diffusers_table(TINY, positions=True))
     path = torch_zip.write(tmp_path / "with_positions.pt", tensors)
     assert_same(load_weights(path, TINY), MODEL)
 
@@ -157,52 +156,56 @@ def test_process_that_diffusers_does_not_record(tmp_path):
 # --- what the model is
 
 
-def abstract_file(name, **changes):
-    """The tensors of a published shape, without their numbers."""
-    shapes = official_layout(DiTConfig.named(name, **changes)).shapes()
-    stored = {n: StoredTensor(s, "F32", lambda: np.empty(0)) for n, s in shapes.items()}
-    return Found(Path("file.pt"), infer_shape(stored), stored, lambda c, a: None)
+@pytest.fixture
+def config_of(monkeypatch, tmp_path):
+    """The config found for an official file of a shape, made without its numbers."""
+
+    def find(shape, model=None):
+        shapes = official_table(shape).shapes()
+        stored = {
+            name: StoredTensor(s, "F32", lambda: np.empty(0))
+            for name, s in shapes.items()
+        }
+        monkeypatch.setattr(load, "_read", lambda path, root: stored)
+        (tmp_path / "file.pt").touch()
+        return open_checkpoint(tmp_path / "file.pt", model).config
+
+    return find
 
 
 @pytest.mark.parametrize("name", full_models.model_names())
-def test_names_of_published_models(name):
-    assert settle(abstract_file(name), name) == DiTConfig.named(name)
+def test_names_of_published_models(name, config_of):
+    shape = DiTConfig.named(name)
+    assert config_of(shape, name) == shape
     size = name.partition("-")[2]
     with pytest.raises(ValueError, match=f"pass 'DiT-{size}' or 'SiT-{size}'"):
-        settle(abstract_file(name), None)
+        config_of(shape)
 
 
-def test_a_name_leaves_resolution_and_classes_to_the_file():
-    found = abstract_file("SiT-XL/2", input_size=64, num_labels=10, learn_sigma=False)
-    config = settle(found, "SiT-XL/2")
-    assert (config.input_size, config.num_labels, config.learn_sigma) == (64, 10, False)
-    assert (config.num_heads, config.process) == (16, "flow")
+def test_a_name_leaves_resolution_and_classes_to_the_file(config_of):
+    shape = DiTConfig.named("SiT-XL/2", input_size=64, num_labels=10, learn_sigma=False)
+    assert config_of(shape, "SiT-XL/2") == shape
 
 
-def test_contradictions_name_the_fields():
-    found = abstract_file("DiT-XL/2")
+def test_contradictions_name_the_fields(config_of):
+    shape = DiTConfig.named("DiT-XL/2")
     with pytest.raises(ValueError) as caught:
-        settle(found, "DiT-B/4")
+        config_of(shape, "DiT-B/4")
     for part in (
-        "file.pt is not of 'DiT-B/4'",
+        "file.pt does not hold 'DiT-B/4'",
         "depth is 28, expected 12",
         "width is 1152, expected 768",
         "patch_size is 2, expected 4",
     ):
         assert part in str(caught.value)
-    with pytest.raises(ValueError, match="the configuration given: input_size is 32, "):
-        settle(found, DiTConfig.named("DiT-XL/2", input_size=64))
+    with pytest.raises(ValueError, match="of the given config: input_size is 32, "):
+        config_of(shape, DiTConfig.named("DiT-XL/2", input_size=64))
     with pytest.raises(ValueError, match="Did you mean 'DiT-XL/2'"):
-        settle(found, "DiT-XL-2")
-    with pytest.raises(TypeError, match="must be a DiTConfig, a model's name or None"):
-        settle(found, {"depth": 28})
-    fields = dataclasses.asdict(DiTConfig.named("DiT-XL/2", num_heads=8))
-    with pytest.raises(ValueError, match="num_heads is 8, expected 16"):
-        settle(dataclasses.replace(found, fields=fields), "DiT-XL/2")
-    half = dataclasses.replace(TINY, mlp_ratio=2.7)  # 43 over 16 in the file
-    shapes = official_layout(half).shapes()
-    stored = {n: StoredTensor(s, "F32", lambda: np.empty(0)) for n, s in shapes.items()}
-    assert settle(dataclasses.replace(found, fields=infer_shape(stored)), half) == half
+        config_of(shape, "DiT-XL-2")
+    with pytest.raises(TypeError, match=r"a config \(DiTConfig\) or None, got dict"):
+        config_of(shape, {"depth": 28})
+    uneven = dataclasses.replace(TINY, mlp_ratio=2.7)  # 43 over 16 in the file
+    assert config_of(uneven, uneven) == uneven
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -212,13 +215,15 @@ def test_files_that_know_their_model_contradict_another(tmp_path, layout):
     message = "num_heads is 2, expected 4; process is 'ddpm', expected 'flow'"
     with pytest.raises(ValueError, match=message):
         load_weights(path, other)
-    with pytest.raises(ValueError, match="is not of 'DiT-S/2': depth is 4, expected"):
+    with pytest.raises(ValueError, match="not hold 'DiT-S/2': depth is 4, expected"):
         load_weights(path, "DiT-S/2")
 
 
 def test_unpublished_shapes_need_a_configuration(tmp_path):
     path = write_official(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="num_heads, process of its.*depth = 4, mlp_r"):
+    with pytest.raises(
+        ValueError, match="num_heads, process of.*pass its DiTConfig.*depth = 4"
+    ):
         load_weights(path)
     with pytest.raises(ValueError, match="depth is 4, expected 5"):
         load_weights(path, dataclasses.replace(TINY, depth=5))
@@ -243,7 +248,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
         "blocks.1.attn.qkv.bias expected (48,), found (7,)",
     ):
         assert part in str(caught.value)
-    tensors = dump(MODEL, official_layout(TINY))
+    tensors = dump(MODEL, official_table(TINY))
     del tensors["x_embedder.proj.weight"]
     torch_zip.write(path, tensors)
     with pytest.raises(ValueError, match="missing: x_embedder.proj.weight"):
@@ -260,13 +265,13 @@ def test_other_files_and_folders(tmp_path):
     with pytest.raises(ValueError, match="it holds nothing"):
         load_weights(tmp_path)
     path = torch_zip.write(tmp_path / "a.pt", {"conv.weight": np.ones(3)})
-    with pytest.raises(ValueError, match="holds no DiT.*found conv.weight"):
+    with pytest.raises(ValueError, match="holds no known model.*found conv.weight"):
         load_weights(path, TINY)
     path.rename(path.with_suffix(".npz"))
     with pytest.raises(ValueError, match=r"file ending in .safetensors.*rename it"):
         load_weights(path.with_suffix(".npz"), TINY)
     ours = save_tree(tmp_path / "a.safetensors", {"w": np.ones(2)}, {"kind": "toy"})
-    with pytest.raises(ValueError, match="holds no DiT.*found w"):
+    with pytest.raises(ValueError, match="holds no known model.*found w"):
         load_weights(ours, TINY)
     content = export_weights(MODEL, ours, "native").read_bytes()
     for end in (0, 5, 100, len(content) // 2, len(content) - 1):
@@ -293,15 +298,22 @@ def test_configurations_beside_the_weights_that_do_not_fit(tmp_path):
         load_weights(folder)
 
 
-def test_descriptions_of_newer_versions(tmp_path):
+def test_descriptions_of_other_versions(tmp_path):
     path = export_weights(MODEL, tmp_path / "a.safetensors", "native")
     description = load_description(path)
     assert description["config"] == dataclasses.asdict(TINY)
     assert description["dtype"] == "float32"
-    description["config"]["rotary"] = True
-    save_tree(path, {"w": np.ones(2)}, description)
-    with pytest.raises(ValueError, match="rotary.*newer version"):
-        load_weights(path)
+    for change, message in (
+        ({"config": {**description["config"], "rotary": True}}, "rotary.*newer vers"),
+        ({"config": [1]}, "config .1.*newer version"),
+        ({"family": "DiT-3D"}, "family 'DiT-3D'.*newer version"),
+        ({"layout": "zip"}, "layout 'zip'.*newer version"),
+        ({"config": {**description["config"], "depth": "4"}}, "depth must be a whole"),
+        ({"kind": "full_models.DiT"}, "older version.*export the weights again"),
+    ):
+        save_tree(path, {"w": np.ones(2)}, description | change)
+        with pytest.raises(ValueError, match=message):
+            load_weights(path)
 
 
 # --- orbax
@@ -354,7 +366,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch, layout):
         raise OSError("disk full")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", fail)
-    monkeypatch.setattr("full_models.weights.native.write_text", fail)
+    monkeypatch.setattr("full_models.weights.export.write_text", fail)
     with pytest.raises(OSError, match="disk full"):
         export_weights(MODEL, place(tmp_path, layout), layout)
     assert [*tmp_path.iterdir()] == []
@@ -366,7 +378,7 @@ def test_requests_that_cannot_be_met(tmp_path):
             export_weights(MODEL, tmp_path / "a.pt", layout)
     with pytest.raises(ValueError, match="layout must be one of diffusers, official"):
         export_weights(MODEL, tmp_path / "a", "numpy")
-    with pytest.raises(TypeError, match="got WithVariance; .*pass its network"):
+    with pytest.raises(TypeError, match="one of load_weights .DiT., got WithVar"):
         export_weights(WithVariance(MODEL), tmp_path / "a")
     odd = random_dit(dataclasses.replace(TINY, mlp_ratio=3))
     with pytest.raises(ValueError, match="mlp_ratio must be 4 in diffusers"):

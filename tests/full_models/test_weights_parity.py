@@ -12,8 +12,8 @@ from oracles import torch_dit
 from oracles.dit_values import drop_blocks, predictions, relative_error
 
 from full_models import DiTConfig, export_weights, load_weights
-from full_models.models.dit.official_layout import official_layout
-from full_models.weights.fill import dump
+from full_models.models.dit.weights import official_table
+from full_models.weights.table import dump
 
 torch = pytest.importorskip("torch", reason="needs the oracle extra: torch")
 pytest.importorskip("diffusers", reason="needs the oracle extra: diffusers")
@@ -133,7 +133,7 @@ def test_gradients_of_all_parameters(small, small_folder, remat):
     def loss(network):
         return jnp.sum(predictions(network, x, STEPS, labels) * weights.numpy())
 
-    gradients = dump(jax.jit(jax.grad(loss))(network), official_layout(config))
+    gradients = dump(jax.jit(jax.grad(loss))(network), official_table(config))
     assert gradients.keys() == expected.keys()
     for name in gradients.keys() - {"pos_embed"}:
         assert relative_error(gradients[name], expected[name]) < 1e-4, name
@@ -169,7 +169,7 @@ def test_other_types(small, small_folder, tmp_path, dtype):
     kind = getattr(torch, dtype)
     torch.save({n: t.to(kind) for n, t in state.items()}, tmp_path / "a.pt")
     config = load_weights(small_folder).config
-    found = dump(load_weights(tmp_path / "a.pt", config), official_layout(config))
+    found = dump(load_weights(tmp_path / "a.pt", config), official_table(config))
     for name in state.keys() - {"pos_embed"}:
         np.testing.assert_array_equal(found[name], state[name].to(kind).float())
     narrow = load_weights(tmp_path / "a.pt", config, dtype="bfloat16")

@@ -1,8 +1,51 @@
-"""The decoder of Stable Diffusion's autoencoder: latents to images."""
+"""Decoders of autoencoders: from the latents of a diffusion model to images."""
 
-from full_models.models.autoencoder.chunks import decode_in_chunks
-from full_models.models.autoencoder.config import VAEConfig
-from full_models.models.autoencoder.kl import VAEDecoder
-from full_models.models.autoencoder.weights import load_vae
+from __future__ import annotations
 
-__all__ = ["VAEConfig", "VAEDecoder", "decode_in_chunks", "load_vae"]
+import os
+
+from flax import nnx
+
+from full_models.models.autoencoder.config import KLConfig
+from full_models.models.autoencoder.kl import KLDecoder
+from full_models.models.autoencoder.weights import LAYOUTS
+from full_models.models.family import DType, Family
+from full_models.weights.load import open_checkpoint
+
+__all__ = ["AUTOENCODERS", "KLConfig", "KLDecoder", "load_autoencoder"]
+
+AUTOENCODERS = (
+    Family(
+        name="AutoencoderKL",
+        config=KLConfig,
+        build=lambda config: KLDecoder(config, rngs=nnx.Rngs(0)),
+        layouts=LAYOUTS,
+        subfolder="vae",
+    ),
+)
+
+
+def load_autoencoder(
+    path: str | os.PathLike, *, compute_dtype: DType = "float32"
+) -> KLDecoder:
+    """Load the decoder of an autoencoder saved by diffusers.
+
+    Every tensor of the decoder is used exactly once; those of the encoder are not read.
+
+    Args:
+        path: its folder, the folder of a pipeline with a subfolder ``vae``, or a file
+            of weights with ``config.json`` beside it (without one, the shape is that of
+            Stable Diffusion 1 and 2).
+        compute_dtype: type of products; everything else is float32.
+
+    Returns:
+        The decoder; ``decode(latents)`` gives images.
+
+    Raises:
+        FileNotFoundError: if there is nothing at the path.
+        ValueError: if it is damaged, of another layout, or has tensors that are
+            missing, unexpected or of another shape, which are listed.
+    """
+    families = AUTOENCODERS
+    found = open_checkpoint(path, compute_dtype=compute_dtype, families=families)
+    return found.load()

@@ -6,12 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
-from full_models.models.dit.config import DType
+from full_models.models.family import DType
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
-    """Shape of a ``VAEDecoder``; the defaults are those of Stable Diffusion 1 and 2.
+class KLConfig:
+    """Shape of a ``KLDecoder``; the defaults are those of Stable Diffusion 1 and 2.
 
     Attributes:
         latent_channels: channels of a latent.
@@ -84,14 +84,12 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
-    def from_diffusers(cls, found: Any, compute_dtype: DType) -> VAEConfig:
+    def from_diffusers(cls, found: dict[str, Any]) -> KLConfig:
         """From the content of an ``AutoencoderKL``'s ``config.json``.
 
         Raises:
             ValueError: if a field has a value that this decoder does not implement.
         """
-        if not isinstance(found, dict):
-            raise ValueError(f"must hold an object, got {type(found).__name__}.")
         widths = found.get("block_out_channels", [64])
         if not isinstance(widths, list):
             raise ValueError(f"block_out_channels must be a list, got {widths!r}.")
@@ -119,7 +117,6 @@ class VAEConfig:
             shift_factor=found.get("shift_factor"),
             use_post_quant_conv=found.get("use_post_quant_conv", True),
             mid_block_add_attention=found.get("mid_block_add_attention", True),
-            compute_dtype=compute_dtype,
         )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Any, Literal
 
+from full_models.models.family import DType, unknown_name
+
 ProcessName = Literal["ddpm", "flow"]
-DType = Literal["float32", "bfloat16"]
 
 # depth, width, heads: Peebles & Xie 2023 (arXiv 2212.09748), Table 1.
 _SIZES = {
@@ -90,6 +90,8 @@ class DiTConfig:
             )
         if not (math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.width >= 1):
             raise ValueError(f"mlp_ratio must be > 0, got {self.mlp_ratio}.")
+        # Ratios that round to the same width inside the MLP are the same shape.
+        object.__setattr__(self, "mlp_ratio", mlp_ratio(self.mlp_width, self.width))
         if self.process not in ("ddpm", "flow"):
             raise ValueError(
                 f"process must be 'ddpm' (DiT) or 'flow' (SiT), got {self.process!r}."
@@ -127,13 +129,8 @@ class DiTConfig:
         Raises:
             ValueError: for an unknown name, with the nearest known one.
         """
-        known = model_names()
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"unknown model {name!r}.{hint} Known: {', '.join(known)}."
-            )
+        if name not in NAMES:
+            raise unknown_name(name, NAMES)
         family, rest = name.split("-")
         size, patch = rest.split("/")
         depth, width, heads = _SIZES[size]
@@ -147,11 +144,15 @@ class DiTConfig:
         return cls(**fields | changes)
 
 
-def model_names() -> tuple[str, ...]:
-    """All names that ``DiTConfig.named`` knows."""
-    return tuple(
-        f"{family}-{size}/{patch}"
-        for family in _FAMILIES
-        for size in _SIZES
-        for patch in _PATCHES
-    )
+NAMES = tuple(
+    f"{family}-{size}/{patch}"
+    for family in _FAMILIES
+    for size in _SIZES
+    for patch in _PATCHES
+)
+
+
+def mlp_ratio(inside: int, width: int) -> float:
+    """A ratio whose product with ``width`` is ``inside`` after rounding down."""
+    ratio = inside / width
+    return ratio if int(width * ratio) == inside else math.nextafter(ratio, math.inf)

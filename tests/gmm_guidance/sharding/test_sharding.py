@@ -14,7 +14,7 @@ from support.processes import run_python
 import gmm_guidance as gg
 from full_models.models.dit.config import DiTConfig
 from full_models.models.dit.network import DiT
-from full_models.models.dit.placement import DIT_RULES, place_dit
+from full_models.models.dit.weights import PLACEMENT
 from gmm_guidance.sharding import batch_parts, placements, program_cost
 from gmm_guidance.sharding.program_cost import collectives_in
 
@@ -27,7 +27,7 @@ import gmm_guidance as gg
 import gmm_guidance.blocks.shared_prefix
 from full_models.models.dit.config import DiTConfig
 from full_models.models.dit.network import DiT
-from full_models.models.dit.placement import place_dit
+from full_models.models.dit.weights import PLACEMENT
 from gmm_guidance._runtime.tensor_files import named_leaves
 from gmm_guidance.sharding import program_cost, shard_batch
 
@@ -65,14 +65,14 @@ alone = draw(network, batch_size=2)
 result = {"largest": float(np.abs(alone).max())}
 for name, sizes in {"data": (8, 1, 1), "fsdp": (2, 4, 1), "tensor": (4, 1, 2)}.items():
     mesh = gg.MeshConfig(*sizes).build()
-    placed = place_dit(network, mesh)
+    placed = gg.sharding.place(network, mesh, PLACEMENT)
     leaves = jax.tree.leaves(placed)
     result[name] = run(placed, mesh) | {
         "on_device": sum(a.addressable_shards[0].data.size for a in leaves),
         "parameters": sum(a.size for a in leaves),
         "shapes": sorted({tuple(a.shape) for a in leaves})}
 one = gg.MeshConfig(1).build()
-result["one"] = run(place_dit(network, one), one, 2)
+result["one"] = run(gg.sharding.place(network, one, PLACEMENT), one, 2)
 mesh = gg.MeshConfig().build()
 # Not in order, and not a multiple of the devices.
 chosen = np.array([3, 0, 15, 7, 1, 2, 4, 5, 9], np.uint32)
@@ -82,7 +82,7 @@ result["chosen"] = compared(np.asarray(found), alone[chosen])
 # Rows of a block as one batch, as on an accelerator.
 jax.lax.platform_dependent = lambda *a, default=None, **others: default(*a)
 jax.clear_caches()
-result["batched_rows"] = run(place_dit(network, mesh), mesh)
+result["batched_rows"] = run(gg.sharding.place(network, mesh, PLACEMENT), mesh)
 # The toys: a mixture's closed form and a small network.
 mixture = gg.presets.four_corners()
 mesh = gg.MeshConfig().build()
@@ -208,7 +208,7 @@ def test_every_large_parameter_of_a_dit_has_a_rule():
     config = DiTConfig.named("DiT-S/2")
     network = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
     mesh = gg.MeshConfig(1).build()
-    found = placements(network, mesh, DIT_RULES)
+    found = placements(network, mesh, PLACEMENT)
     divided = sum(
         leaf.size
         for leaf, sharding in zip(
@@ -225,7 +225,7 @@ def test_placed_network_is_the_same():
         input_size=4, patch_size=2, in_channels=1, width=8, depth=2, num_heads=2
     )
     network = jax.jit(lambda: DiT(config, rngs=nnx.Rngs(0)))()
-    placed = place_dit(network, gg.MeshConfig(1).build())
+    placed = gg.sharding.place(network, gg.MeshConfig(1).build(), PLACEMENT)
     assert isinstance(placed, DiT)
     for a, b in zip(jax.tree.leaves(network), jax.tree.leaves(placed), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,8 +1,7 @@
-"""Tensors in files, read one at a time, so that memory holds them once."""
+"""Tensors of safetensors files, read one at a time: memory holds them once."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -11,32 +10,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What a tensor of a file is, whatever its values.
-
-    Attributes:
-        shape: its shape.
-        dtype: its type, in the words of safetensors (``F32``, ``BF16``).
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor(Spec):
-    """A tensor of a file: known by shape and type until it is read.
-
-    Attributes:
-        read: reads it from the file.
-    """
-
-    read: Callable[[], np.ndarray]
-
-
-Stored = dict[str, StoredTensor]
+from full_models.weights.table import Stored, StoredTensor
 
 
 def read_safetensors(path: str | os.PathLike) -> Stored:
