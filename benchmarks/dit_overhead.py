@@ -19,6 +19,7 @@ from flax import nnx
 import gmm_guidance as gg
 from benchmarks.harness import alternating
 from full_models import DiT, DiTConfig
+from gmm_guidance.guidance.draws import RandomDraws
 
 _STEPS = 20
 _WINDOW = (0.1, 0.9)  # 16 of 20 steps
@@ -157,10 +158,10 @@ def _programs(network: DiT, batch: int) -> dict[str, Any]:
     def separate(network, x, drops):
         full = cfg(network, x, drops)
         weak = [
-            gg.evaluate_passes(network, x, sigma, (gg.Pass(label, drop),))
+            gg.evaluate_passes(network, x, sigma, gg.Pass(label, drop))
             for drop in drops
         ]
-        return jnp.concatenate([full, *weak])
+        return *full, *weak
 
     @jax.jit
     def third_row(network, x, drops):
@@ -221,8 +222,9 @@ def _firsts(rule: gg.S2Guidance, seed: int, depth: int) -> np.ndarray:
     zero, index = jnp.uint32(0), jnp.zeros(1, jnp.uint32)
     return np.array(
         [
-            int(jnp.min(rule.draw(mask_key, jnp.uint32(i), zero, depth, index)[0]))
+            int(jnp.min(rule.draw(draws)["weak"][0]))
             for i in steps
+            for draws in [RandomDraws(mask_key, jnp.uint32(i), zero, depth, index)]
         ]
     )
 

@@ -1,4 +1,4 @@
-"""A rule of one's own with state: CFG whose difference has momentum."""
+"""A custom rule with state: CFG whose difference has momentum."""
 
 import jax.numpy as jnp
 
@@ -11,7 +11,6 @@ class MomentumCFG(gg.GuidanceRule):
 
     scale: float
     rate: float = 0.5
-    needs_label = True
 
     def init(self, x):
         return jnp.zeros_like(x)

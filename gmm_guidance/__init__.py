@@ -15,7 +15,7 @@ from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks, FixedCount
 from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
 from gmm_guidance.blocks.stack import BlockStack
 from gmm_guidance.diffusion.ddpm import DDPM
-from gmm_guidance.diffusion.denoiser import Denoiser
+from gmm_guidance.diffusion.denoiser import Denoiser, Renoised
 from gmm_guidance.diffusion.parameterization import ProcessDenoiser
 from gmm_guidance.diffusion.process import VE, VP, RectifiedFlow
 from gmm_guidance.diffusion.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
@@ -31,26 +31,31 @@ from gmm_guidance.guidance import (
     CFGZeroStar,
     GuidanceRule,
     GuidedChannels,
-    Renoised,
     Rescaled,
+    RuleWrapper,
     S2Guidance,
     SigmaCurve,
     SkipLayer,
     Unguided,
+    UpdateRule,
     Windowed,
-    feature_name,
     guidance_rule,
-    static,
+    static_field,
 )
 from gmm_guidance.guidance.windows import SigmaWindow, StepWindow
 from gmm_guidance.mixture import presets
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
-from gmm_guidance.sampling.ancestral import Ancestral
 from gmm_guidance.sampling.cost import Cost, expected_cost
 from gmm_guidance.sampling.guided_denoise import guided_denoise
 from gmm_guidance.sampling.sample import guided_sample
-from gmm_guidance.sampling.solvers import DPMSolverPP2M, EDMStochastic, Euler, Heun
+from gmm_guidance.sampling.solvers import (
+    Ancestral,
+    DPMSolverPP2M,
+    EDMStochastic,
+    Euler,
+    Heun,
+)
 from gmm_guidance.sharding import MeshConfig
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
 from gmm_guidance.training.config import TrainingConfig
@@ -102,6 +107,7 @@ __all__ = [
     "RectifiedFlow",
     "Renoised",
     "Rescaled",
+    "RuleWrapper",
     "S2Guidance",
     "SigmaCurve",
     "SigmaWindow",
@@ -113,6 +119,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingRun",
     "Unguided",
+    "UpdateRule",
     "VE",
     "VP",
     "Windowed",
@@ -122,7 +129,6 @@ __all__ = [
     "evaluate_passes",
     "exact",
     "expected_cost",
-    "feature_name",
     "guidance_rule",
     "guided_denoise",
     "guided_sample",
@@ -130,7 +136,7 @@ __all__ = [
     "presets",
     "quantile_map",
     "sharding",
-    "static",
+    "static_field",
     "train_denoiser",
     "train_denoisers",
 ]

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 import gmm_guidance as gg
 from gmm_guidance.analysis.calibration import Calibration
+from gmm_guidance.guidance.calibrated import feature_name
 from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
 from toy_experiments.common.style import (
     COLOURS,
@@ -296,10 +297,10 @@ def _numbers(found: list[dict[str, Any]]) -> Metrics:
         )
     result["squared error removed by all blocks"] = over_seeds(removed)
     result["first ranked features"] = [
-        gg.feature_name(f["calibration"].ranking()[0][0]) for f in found
+        feature_name(f["calibration"].ranking()[0][0]) for f in found
     ]
     result["features of 3 passes"] = [
-        [gg.feature_name(x) for x in f["calibration"].pareto(3)[-1].features]
+        [feature_name(x) for x in f["calibration"].pareto(3)[-1].features]
         for f in found
     ]
     return json.loads(json.dumps(result))

@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from gmm_guidance.guidance.velocity import velocity_of
+from gmm_guidance.guidance.updates import ZeroVelocity, velocity_of
 from toy_experiments.common.experiment import (
     Experiment,
     Metrics,
@@ -142,17 +142,16 @@ class CFGZeroToyConfig:
 
 
 @gg.guidance_rule
-class ZeroFirst(gg.GuidanceRule):
+class ZeroFirst(gg.RuleWrapper):
     """A rule after first steps of zero velocity, without CFG-Zero*'s other part."""
 
     rule: gg.GuidanceRule
-    zero_steps: int = gg.static(default=1)
-    needs_label = True
+    zero_steps: int = gg.static_field(default=1)
 
     def at(self, position: Any) -> gg.GuidanceRule:
-        """``CFGZeroStar``'s own first steps, then the rule."""
+        """Zero velocity in the first steps, then the rule."""
         if position.step < self.zero_steps:
-            return gg.CFGZeroStar(2.0, self.zero_steps).at(position)
+            return ZeroVelocity()
         return self.rule.at(position)
 
 

@@ -188,10 +188,10 @@ def _parts(denoiser, x, sigma, label, dropped) -> tuple[jax.Array, ...]:
 @jax.jit
 def _network_parts(denoiser, x, sigma, label, masks) -> tuple[jax.Array, ...]:
     weak = [gg.Pass(label, drop=mask) for mask in masks]
-    rows = gg.evaluate_passes(
-        denoiser, x, sigma, (gg.Pass(None), gg.Pass(label), *weak)
+    uncond, cond, weak = gg.evaluate_passes(
+        denoiser, x, sigma, (gg.Pass(None), gg.Pass(label), weak)
     )
-    return rows[0], rows[1], jnp.mean(rows[2:], axis=0)
+    return uncond, cond, jnp.mean(jnp.stack(weak), axis=0)
 
 
 def _outputs(

@@ -139,20 +139,9 @@ def _trained_fields(config, denoiser, points, sigma) -> Arrays:
     }
     x = jnp.asarray(points, jnp.float32)
     return {
-        name: np.asarray(_guided(rule, denoiser, x, jnp.float32(sigma)))
+        name: np.asarray(gg.guided_denoise(denoiser, rule, x, sigma, LABEL))
         for name, rule in rules.items()
     }
-
-
-@jax.jit
-def _guided(rule: Any, denoiser: Any, x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """The guided denoiser value at given points."""
-    label = jnp.full(x.shape[:1], LABEL, jnp.int32)
-    index = jnp.arange(x.shape[0], dtype=jnp.uint32)
-    key, zero = jax.random.key(0), jnp.uint32(0)  # "all" masks: nothing is random
-    draws = rule.draw(key, zero, zero, denoiser.num_blocks, index)
-    outputs = gg.evaluate_passes(denoiser, x, sigma, rule.passes(label, draws))
-    return rule.combine(outputs, x, sigma, rule.init(x))[0]
 
 
 def _numbers(exact: Arrays, network: Arrays, sigma: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What ``- omega D_weak`` does, in x0 and in noise space, against the centred form.
+"""What ``- omega D_weak`` does, in x0 and in noise space, against the centered form.
 
 The first versions of the paper (and its appendix) subtract the weak prediction without
 adding the conditional one back. The coefficients then sum to ``1 - omega``: the result
@@ -14,8 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from gmm_guidance.guidance.weak import Form, WeakPassGuidance
-from gmm_guidance.guidance.weak_source import OtherModel
+from gmm_guidance.guidance.weak import Form, WeakTerm
 from toy_experiments.common.experiment import (
     Config,
     Experiment,
@@ -34,19 +33,38 @@ from toy_experiments.common.laboratory import (
 from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
 from toy_experiments.common.workspace import Arrays, Workspace
 
-FORMS: tuple[Form, ...] = ("centred", "subtract", "subtract_eps")
+FORMS: tuple[Form, ...] = ("centered", "subtract", "subtract_eps")
 ROWS = ("exact", *REGIMES)
 _TITLES = {
-    "centred": "centred: + ω (D − D̂)",
+    "centered": "centered: + ω (D − D̂)",
     "subtract": "subtracted, x0 space: − ω D̂",
     "subtract_eps": "subtracted, noise space: − ω ε̂",
 }
 _COLOURS = {
-    "centred": COLOURS["s2"],
+    "centered": COLOURS["s2"],
     "subtract": COLOURS["cfg"],
     "subtract_eps": COLOURS["autoguidance"],
 }
 _BINS = np.linspace(-14.0, 14.0, 141)
+
+
+@gg.guidance_rule
+class RedundantBlocks(WeakTerm):
+    """S² of a network whose dropped blocks are redundant: ``D_weak = D_c``."""
+
+    scale: Any
+    s2_scale: Any
+    form: Form = gg.static_field()
+    window: Any = gg.static_field(default=None)
+
+    @property
+    def weak_scale(self) -> Any:
+        """Weight of the term."""
+        return self.s2_scale
+
+    def draw_masks(self, random: Any) -> Any:
+        """Nothing is dropped."""
+        return (None,)
 
 
 def compute(config: Config, workspace: Workspace) -> tuple[Metrics, Arrays]:
@@ -66,14 +84,8 @@ def compute(config: Config, workspace: Workspace) -> tuple[Metrics, Arrays]:
                     denoiser: Any
                     rule: gg.GuidanceRule
                     if row == "exact":
-                        # A redundant sub-network predicts what the network does.
                         denoiser = exact
-                        rule = WeakPassGuidance(
-                            gg.CFG(g.cfg_scale),
-                            g.s2_scale,
-                            OtherModel(exact),
-                            form=form,
-                        )
+                        rule = RedundantBlocks(g.cfg_scale, g.s2_scale, form)
                         identity = {"exact": f"{form} {g}", "std": config.std}
                     else:
                         steps, _ = config.networks.steps(row)
@@ -167,7 +179,7 @@ def summarise(metrics: Metrics) -> list[str]:
 
 EXPERIMENT = Experiment(
     "subtract_form",
-    "the first versions' - omega D_weak, in x0 and noise space, against the centred",
+    "the first versions' - omega D_weak, in x0 and noise space, against the centered",
     Config,
     compute,
     draw,

@@ -38,8 +38,8 @@ class GuidanceRules(griffe.Extension):
 
 
 def _default(value: Any) -> Any:
-    """What follows ``=`` in the signature: ``static(default=x)`` is ``x``."""
-    if isinstance(value, griffe.ExprCall) and str(value.function) == "static":
+    """What follows ``=`` in the signature: ``static_field(default=x)`` is ``x``."""
+    if isinstance(value, griffe.ExprCall) and str(value.function) == "static_field":
         for argument in value.arguments:
             if getattr(argument, "name", None) == "default":
                 return argument.value

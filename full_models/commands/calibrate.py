@@ -22,6 +22,7 @@ from full_models.generation.run_folder import RunFolder
 from full_models.npz import headers, read_array
 from gmm_guidance._runtime.palette import COLOURS, FIGURE_SETTINGS, PAGE_WIDTH, TRUTH
 from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance.guidance.calibrated import feature_name
 
 _MOST_BARS = 12
 
@@ -111,7 +112,7 @@ def ranked_shares(found: gg.Calibration) -> list[dict[str, Any]]:
     total = found.total_error()  # its own error is small beside those of the gains
     return [
         {
-            "feature": gg.feature_name(feature),
+            "feature": feature_name(feature),
             "removed": gain,
             "standard_error": error,
             "share": gain / total,
@@ -168,7 +169,7 @@ def _draw_shares(axes: Axes, ranking: list[dict[str, Any]]) -> None:
     """A bar and its standard error for each feature."""
     places = np.arange(len(ranking))
     names = [entry["feature"] for entry in ranking]
-    cfg = gg.feature_name("cfg")
+    cfg = feature_name("cfg")
     axes.barh(
         places,
         [100 * entry["share"] for entry in ranking],

@@ -15,6 +15,7 @@ from full_models.generation.fingerprint import fingerprint
 from full_models.models.dit.labels import labels_of
 from full_models.models.dit.network import DiT, WithVariance
 from full_models.weights.load import load_weights
+from gmm_guidance.guidance.rule import expected_passes
 
 SolverName = Literal["euler", "heun", "dpmpp_2m", "ancestral"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -183,7 +184,6 @@ class GuidanceOptions:
 
 def num_rows(rule: gg.GuidanceRule, network: DiT) -> int:
     """Most distinct passes of the rule at once."""
-    label = object()
-    passes = rule.passes(label, rule.expected_draws(network.num_blocks))
+    passes = expected_passes(rule, network.num_blocks, label=object())
     full = {id(p.label) for p in passes if p.drop is None}
     return len(full) + sum(p.drop is not None for p in passes)

@@ -15,8 +15,12 @@ import numpy as np
 from gmm_guidance._runtime.files import write_text
 from gmm_guidance.analysis.regression import Fit, cross_validated_gain, fit, gain
 from gmm_guidance.guidance import S2Guidance
-from gmm_guidance.guidance.calibrated import CalibratedGuidance
-from gmm_guidance.guidance.features import CFG_FEATURE, Feature, feature_name
+from gmm_guidance.guidance.calibrated import (
+    CFG_FEATURE,
+    CalibratedGuidance,
+    Feature,
+    feature_name,
+)
 from gmm_guidance.guidance.scale import SigmaCurve
 
 _KIND = "gmm_guidance.Calibration"

@@ -291,7 +291,7 @@ def _products(static, blocks, arrays, path, sigmas, steps, label, key):
         if blocks:
             passes = [Pass(label)]
             passes += [Pass(label, drop=jnp.array([b], jnp.int32)) for b in blocks]
-            outputs = evaluate_passes(models[0], x, sigma, passes)
+            outputs = jnp.stack(evaluate_passes(models[0], x, sigma, passes))
             rows = jnp.concatenate([rows, outputs[:1] - outputs[1:]])
         flat = rows.reshape(rows.shape[0], -1)
         highest = jax.lax.Precision.HIGHEST

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.evaluate import evaluate_passes
-from gmm_guidance.guidance.features import Feature, feature_passes
+from gmm_guidance.guidance.calibrated import Feature, feature_passes
 from gmm_guidance.guidance.rule import full_precision
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
@@ -102,8 +102,8 @@ def _products(
     def at(sigma):
         x = clean + sigma * noise
         outputs = full_precision(evaluate_passes(model, x, sigma, passes))
-        cond = outputs[0]
-        rows = [cond[None] - outputs[1:], (clean - cond)[None]]
+        cond, others = outputs[0], jnp.stack(outputs[1:])
+        rows = [cond[None] - others, (clean - cond)[None]]
         if mixture is not None:
             rows.append((mixture.denoise(x, sigma, label) - cond)[None])
         z = jnp.concatenate(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,20 +31,6 @@ class DropLaw(Protocol):
     def expected_depths(self, num_blocks: int) -> tuple[float, float]:
         """Expected index of the first dropped block, and expected number dropped."""
         ...
-
-
-class ExpectedDrop(NamedTuple):
-    """Stands for a random set of blocks where only its cost is asked for.
-
-    Attributes:
-        first: expected index of the first dropped block.
-        dropped: expected number of dropped blocks.
-        per_sample: whether each sample has a set of its own.
-    """
-
-    first: float
-    dropped: float
-    per_sample: bool = False
 
 
 def eligible_blocks(num_blocks: int, protected: tuple[int, ...]) -> np.ndarray:

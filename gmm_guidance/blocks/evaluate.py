@@ -48,28 +48,26 @@ def is_block_stack(model: Any) -> bool:
     return isinstance(model, BlockStack)
 
 
-def evaluate_passes(
-    model: Denoiser, x: jax.Array, sigma: jax.Array, passes: Sequence[Pass]
-) -> jax.Array:
+def evaluate_passes(model: Denoiser, x: jax.Array, sigma: jax.Array, tree: Any) -> Any:
     """Evaluate passes on the same samples, sharing what they have in common.
 
     Values equal those of separate evaluations; on the CPU bit for bit, where each row
-    is computed in the shapes it has alone.
+    is computed in the shapes it has alone. Passes of a model without dropped blocks and
+    with the same label object are run once.
 
     Args:
         model: the denoiser being guided.
         x: noisy samples, array of shape ``[n, ...]``.
         sigma: noise level, a scalar or ``[n]``.
-        passes: what to evaluate.
+        tree: any pytree of ``Pass``.
 
     Returns:
-        Denoised samples, one row for each pass in their order: ``[row, n, ...]``.
+        The same tree with denoised samples ``[n, ...]`` in the places of the passes.
 
     Raises:
         TypeError: if a pass drops blocks of a model that is no ``BlockStack``.
     """
-    if not passes:
-        raise ValueError("passes must name at least one evaluation, got none.")
+    passes, structure = jax.tree.flatten(tree, lambda leaf: isinstance(leaf, Pass))
     outputs: list[Any] = [None] * len(passes)
     for other in _distinct([p.model for p in passes]):
         rows = [i for i, p in enumerate(passes) if p.model is other]
@@ -77,7 +75,7 @@ def evaluate_passes(
         values = _evaluate_on(target, x, sigma, [passes[i] for i in rows])
         for i, value in zip(rows, values, strict=True):
             outputs[i] = value
-    return jnp.stack(outputs)
+    return jax.tree.unflatten(structure, outputs)
 
 
 def _evaluate_on(

@@ -6,7 +6,8 @@ x0 + sigma * noise``. Any callable with this signature is a denoiser.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -31,3 +32,30 @@ class Denoiser(Protocol):
             Denoised samples, same shape as ``x``.
         """
         ...
+
+
+class Renoised(NamedTuple):
+    """A guided value whose noise is taken from another prediction.
+
+    A first-order step leads to ``denoised + sigma_next / sigma (x - renoise)``, so that
+    ``Renoised(D, D)`` is the same as ``D``. Supported by ``Euler`` and
+    ``DPMSolverPP2M``.
+
+    Attributes:
+        denoised: the guided denoiser value, ``[n, ...]``.
+        renoise: the prediction from which the noise is taken, ``[n, ...]``.
+    """
+
+    denoised: jax.Array
+    renoise: jax.Array
+
+
+#: What a guidance rule returns and a solver takes.
+Guided = jax.Array | Renoised
+
+
+def map_denoised(change: Callable[[jax.Array], jax.Array], guided: Guided) -> Guided:
+    """Change the guided value and keep the prediction from which its noise is taken."""
+    if isinstance(guided, Renoised):
+        return guided._replace(denoised=change(guided.denoised))
+    return change(guided)

@@ -224,9 +224,7 @@ class _VolumeTracker:
             )
         return carry
 
-    def step(
-        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
-    ):
+    def step(self, denoise, x, step, carry, state):
         """The step, and the determinant of its Jacobian by forward derivatives."""
         if jax.tree.leaves(state):
             raise ValueError(
@@ -241,17 +239,8 @@ class _VolumeTracker:
             )
 
         def move(point):
-            moved, _, _ = self.inner.step(
-                denoise,
-                point,
-                sigma,
-                sigma_next,
-                carry,
-                state,
-                no_noise,
-                num_steps,
-                is_final,
-            )
+            silent = step._replace(noise=no_noise)
+            moved, _, _ = self.inner.step(denoise, point, silent, carry, state)
             return moved
 
         point = x[:, :-1]

@@ -21,7 +21,7 @@ from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Karras, Schedule
-from gmm_guidance.guidance.cfg import check_scale
+from gmm_guidance.guidance.scale import check_scale
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from gmm_guidance.mixture.parameters import check_label

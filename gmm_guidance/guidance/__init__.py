@@ -1,26 +1,20 @@
-"""Guidance rules, one file for each family."""
+"""Guidance rules."""
 
-from gmm_guidance.guidance.autoguidance import AutoGuidance
 from gmm_guidance.guidance.calibrated import CalibratedGuidance
-from gmm_guidance.guidance.cfg import CFG, Windowed
-from gmm_guidance.guidance.cfg_plus_plus import CFGPlusPlus
-from gmm_guidance.guidance.cfg_zero import CFGZeroStar
-from gmm_guidance.guidance.channels import GuidedChannels
-from gmm_guidance.guidance.features import feature_name
-from gmm_guidance.guidance.mambo import MAMBOG
-from gmm_guidance.guidance.projected import APG, TCFG
-from gmm_guidance.guidance.rescaled import Rescaled
+from gmm_guidance.guidance.cfg import CFG, CFGPlusPlus
 from gmm_guidance.guidance.rule import (
     GuidanceRule,
-    Renoised,
+    RuleWrapper,
     Unconditional,
     Unguided,
+    UpdateRule,
     guidance_rule,
-    static,
+    static_field,
 )
-from gmm_guidance.guidance.s2 import S2Guidance
 from gmm_guidance.guidance.scale import SigmaCurve
-from gmm_guidance.guidance.skip_layer import SkipLayer
+from gmm_guidance.guidance.updates import APG, MAMBOG, TCFG, CFGZeroStar
+from gmm_guidance.guidance.weak import AutoGuidance, S2Guidance, SkipLayer
+from gmm_guidance.guidance.wrappers import GuidedChannels, Rescaled, Windowed
 
 __all__ = [
     "APG",
@@ -33,15 +27,15 @@ __all__ = [
     "CalibratedGuidance",
     "GuidanceRule",
     "GuidedChannels",
-    "Renoised",
     "Rescaled",
+    "RuleWrapper",
     "S2Guidance",
     "SigmaCurve",
     "SkipLayer",
     "Unconditional",
     "Unguided",
+    "UpdateRule",
     "Windowed",
-    "feature_name",
     "guidance_rule",
-    "static",
+    "static_field",
 ]

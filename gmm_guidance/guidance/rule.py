@@ -1,7 +1,7 @@
-"""What a guidance rule is.
+"""Guidance rules: which passes a step needs, and how their results are combined.
 
-A rule names the passes it needs at a step and combines their results into one guided
-denoiser value. It knows neither the network nor the solver. Rules are frozen
+A rule names the passes it needs at a step, as a tree, and combines their results into
+one guided denoiser value. It knows neither the network nor the solver. Rules are frozen
 dataclasses registered as pytrees: scales are leaves, which may be traced, swept and
 vmapped; everything that shapes the program is static.
 """
@@ -9,37 +9,32 @@ vmapped; everything that shapes the program is static.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from gmm_guidance.blocks.evaluate import Pass
-from gmm_guidance.guidance.renoised import Guided, Renoised
+from gmm_guidance.diffusion.denoiser import Guided
+from gmm_guidance.guidance.draws import RandomDraws, UndrawnDraws
+from gmm_guidance.guidance.scale import Scale, check_scale, known_scale_at, scale_at
 from gmm_guidance.guidance.windows import Position
-
-__all__ = [
-    "GuidanceRule",
-    "Renoised",
-    "Unconditional",
-    "Unguided",
-    "full_precision",
-    "guidance_rule",
-    "static",
-]
 
 Rule = TypeVar("Rule")
 
 
-def static(*, default: Any = dataclasses.MISSING) -> Any:
-    """A field that shapes the program and is not traced: a count, a form, a window."""
+def static_field(*, default: Any = dataclasses.MISSING) -> Any:
+    """A field that shapes the program and is not traced: a count, a name, a window."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+@dataclass_transform(frozen_default=True, field_specifiers=(static_field,))
 def guidance_rule(cls: type[Rule]) -> type[Rule]:
-    """Class decorator: a frozen dataclass whose non-``static`` fields are leaves."""
+    """Class decorator: a frozen dataclass, a pytree of its fields.
+
+    Fields declared with ``static_field`` are static, all others are leaves or subtrees.
+    """
     frozen: Any = dataclasses.dataclass(frozen=True)(cls)
     return jax.tree_util.register_dataclass(frozen)
 
@@ -47,123 +42,170 @@ def guidance_rule(cls: type[Rule]) -> type[Rule]:
 class GuidanceRule:
     """Base of all rules: derive, decorate with ``guidance_rule``, define two methods.
 
-    ``passes`` and ``combine`` are the rule; the other methods have defaults for rules
-    without windows, random draws and state.
+    ``passes`` and ``combine`` are the rule. The other four methods have defaults, for
+    rules without windows, random draws, state and weak passes.
     """
 
-    #: Whether the rule needs a condition to guide towards.
-    needs_label: bool = False
-
-    def at(self, position: Position) -> GuidanceRule:
-        """The rule as it acts at one network evaluation: windows and zero weights gone.
-
-        Called on concrete positions before the program is traced, so that a pass whose
-        weight is known to be zero there is never part of the program. A rule with
-        coefficients that vary smoothly should rather compute them in ``combine`` from
-        ``sigma``: each distinct result of ``at`` is a program of its own.
-        """
-        return self
-
-    def without_weak_passes(self) -> GuidanceRule:
-        """The rule as it is where weak passes equal the conditional one.
-
-        That is, its part that a perfect network does not switch off: CFG of
-        S²-Guidance, no guidance of AutoGuidance.
-        """
-        return self
-
-    def check_run(self, positions: Sequence[Position]) -> None:
-        """Raise where a part of the rule would never act in this run.
-
-        The default asks the rules in the fields of this one.
-
-        Args:
-            positions: the evaluations of the run at which the rule is asked, at least
-                one.
-
-        Raises:
-            ValueError: for a window that holds none of them.
-        """
-        for part in vars(self).values():
-            if isinstance(part, GuidanceRule):
-                part.check_run(positions)
-
-    def draw(
-        self,
-        key: jax.Array,
-        step: jax.Array,
-        evaluation: jax.Array,
-        num_blocks: int | None,
-        sample_index: jax.Array,
-    ) -> Any:
-        """Whatever is random in one evaluation, as data (a pytree of arrays).
-
-        Args:
-            key: the key of the whole run, the same at each call.
-            step: index of the step.
-            evaluation: 0, or 1 for the second evaluation of a two-stage solver.
-            num_blocks: depth of the model, ``None`` if it has no blocks.
-            sample_index: global index of each sample, ``[n]``.
-        """
-        return ()
-
-    def expected_draws(self, num_blocks: int | None) -> Any:
-        """In place of ``draw`` where only the passes are counted.
-
-        Of the structure of ``draw``, with an ``ExpectedDrop`` for each random set of
-        blocks. The default has the shapes of ``draw``; a pass that drops a set of which
-        no more is known counts in full.
-        """
-        index = jnp.zeros(1, jnp.uint32)
-        return jax.eval_shape(
-            lambda key: self.draw(key, index[0], index[0], num_blocks, index),
-            jax.random.key(0),
-        )
-
-    def num_passes(self) -> int | None:
-        """Length of ``passes``; ``None`` if it depends on the depth of the model."""
-        return len(self.passes(None, self.expected_draws(None)))
-
-    def init(self, x: jax.Array) -> Any:
-        """State carried from evaluation to evaluation (momentum, say)."""
-        return ()
-
-    def passes(self, label: Any, draws: Any) -> tuple[Pass, ...]:
+    def passes(self, label: Any, draws: Any) -> Any:
         """The evaluations that ``combine`` needs.
 
         Args:
             label: the condition, ``[n]`` integers or ``None``.
             draws: what ``draw`` returned.
+
+        Returns:
+            Any pytree of ``Pass``, a tuple for example; ``()`` for none. Passes without
+            dropped blocks and with the same label object are evaluated once.
         """
         raise NotImplementedError(f"{type(self).__name__} must define passes().")
 
     def combine(
-        self, outputs: jax.Array, x: jax.Array, sigma: jax.Array, state: Any
+        self, outputs: Any, x: jax.Array, sigma: jax.Array, state: Any
     ) -> tuple[Guided, Any]:
         """The guided denoiser value, and the next state.
 
-        The value may be a ``Renoised``, for solvers that know it.
-
         Args:
-            outputs: results of the passes, float32 or better, ``[row, n, ...]``; no row
-                for a rule without passes.
+            outputs: the tree of ``passes`` with denoised samples ``[n, ...]``, float32
+                or better, in the places of the passes.
             x: noisy samples ``[n, ...]``.
             sigma: noise level, a scalar.
             state: state from the previous evaluation.
+
+        Returns:
+            The guided value ``[n, ...]``, or a ``Renoised`` for solvers that support
+            it, and the next state.
         """
         raise NotImplementedError(f"{type(self).__name__} must define combine().")
+
+    def at(self, position: Position) -> GuidanceRule:
+        """The rule as it acts at one evaluation: windows and zero weights resolved.
+
+        Called with concrete positions before the program is traced, so that a pass
+        whose weight is known to be zero is never part of the program. Coefficients that
+        vary smoothly belong in ``combine``, as functions of ``sigma``: each distinct
+        result of ``at`` is a program of its own. Ask ``position.is_inside`` for
+        windows, which makes a window without evaluations an error.
+        """
+        return self
+
+    def draw(self, random: RandomDraws) -> Any:
+        """The random quantities of one evaluation, a pytree of arrays for ``passes``.
+
+        Args:
+            random: where they are drawn from: ``random.dropped_blocks(...)`` for random
+                sets of blocks, ``random.key()`` for anything else.
+        """
+        return ()
+
+    def init(self, x: jax.Array) -> Any:
+        """Initial state, carried from evaluation to evaluation: momentum, for example.
+
+        Args:
+            x: initial noisy samples ``[n, ...]``.
+        """
+        return ()
+
+    def without_weak_passes(self) -> GuidanceRule:
+        """The rule where weak passes equal the conditional one.
+
+        This is the part that remains with a perfect network: CFG for S²-Guidance, no
+        guidance for AutoGuidance.
+        """
+        return self
+
+
+class UpdateRule(GuidanceRule):
+    """Base of rules ``D_c + (scale - 1) update(D_u, D_c)``. 1 = off, two passes.
+
+    A subclass has a field ``scale`` and defines ``update``.
+    """
+
+    scale: Scale
+
+    def __post_init__(self):
+        check_scale("scale", self.scale)
+
+    def update(
+        self,
+        uncond: jax.Array,
+        cond: jax.Array,
+        x: jax.Array,
+        sigma: jax.Array,
+        state: Any,
+    ) -> tuple[jax.Array, Any]:
+        """The update of ``D_c`` at scale 2, and the next state; ``D_c - D_u`` for CFG.
+
+        Args:
+            uncond: unconditional denoised samples ``[n, ...]``.
+            cond: conditional denoised samples.
+            x: noisy samples.
+            sigma: noise level, a scalar.
+            state: state from the previous evaluation.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define update().")
+
+    @override
+    def at(self, position: Position) -> GuidanceRule:
+        off = known_scale_at(self.scale, position.sigma) == 1.0
+        return Unguided() if off else self
+
+    @override
+    def passes(self, label: Any, draws: Any) -> Any:
+        return Pass(None), Pass(label)
+
+    @override
+    def combine(self, outputs, x, sigma, state):
+        uncond, cond = outputs
+        update, state = self.update(uncond, cond, x, sigma, state)
+        # Around D_c, to which a traced scale of 1 then leads exactly.
+        return cond + (scale_at(self.scale, sigma) - 1.0) * update, state
+
+
+class RuleWrapper(GuidanceRule):
+    """Base of rules that change another rule, their field ``rule``.
+
+    Everything is that of the inner rule: a subclass overrides what it changes. A
+    wrapper with passes or draws of its own puts the tree of ``super()`` into its own
+    tree, and hands that part back to ``super().combine``.
+    """
+
+    rule: GuidanceRule
+
+    @override
+    def at(self, position: Position) -> GuidanceRule:
+        return dataclasses.replace(self, rule=self.rule.at(position))  # type: ignore[type-var]
+
+    @override
+    def without_weak_passes(self) -> GuidanceRule:
+        return dataclasses.replace(self, rule=self.rule.without_weak_passes())  # type: ignore[type-var]
+
+    @override
+    def draw(self, random: RandomDraws) -> Any:
+        return self.rule.draw(random)
+
+    @override
+    def init(self, x: jax.Array) -> Any:
+        return self.rule.init(x)
+
+    @override
+    def passes(self, label: Any, draws: Any) -> Any:
+        return self.rule.passes(label, draws)
+
+    @override
+    def combine(self, outputs, x, sigma, state):
+        return self.rule.combine(outputs, x, sigma, state)
 
 
 @guidance_rule
 class Unguided(GuidanceRule):
-    """The conditional denoiser as it is: ``D_c``. One pass."""
+    """The conditional denoiser without guidance: ``D_c``. One pass."""
 
-    def passes(self, label: Any, draws: Any) -> tuple[Pass, ...]:
-        """The conditional pass."""
+    @override
+    def passes(self, label: Any, draws: Any) -> Any:
         return (Pass(label),)
 
+    @override
     def combine(self, outputs, x, sigma, state):
-        """``D_c``."""
         return outputs[0], state
 
 
@@ -171,16 +213,51 @@ class Unguided(GuidanceRule):
 class Unconditional(GuidanceRule):
     """The unconditional denoiser, whatever the label: ``D_u``. One pass."""
 
-    def passes(self, label: Any, draws: Any) -> tuple[Pass, ...]:
-        """The unconditional pass."""
+    @override
+    def passes(self, label: Any, draws: Any) -> Any:
         return (Pass(None),)
 
+    @override
     def combine(self, outputs, x, sigma, state):
-        """``D_u``."""
         return outputs[0], state
 
 
-def full_precision(outputs: jax.Array) -> jax.Array:
+def passes_in(tree: Any) -> list[Pass]:
+    """The passes of a tree, in order."""
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Pass))
+
+
+def expected_passes(
+    rule: GuidanceRule, num_blocks: int | None, label: Any
+) -> list[Pass]:
+    """The passes of a rule without drawing: random sets are ``RandomBlocks``.
+
+    Args:
+        rule: the rule.
+        num_blocks: depth of the model, ``None`` for a model without blocks.
+        label: any object; passes with this label are conditional.
+
+    Raises:
+        TypeError: if the rule drops blocks of a model without blocks.
+        ValueError: if a drop distribution does not fit ``num_blocks``.
+    """
+
+    def draw(key):
+        zero, index = jnp.uint32(0), jnp.zeros(1, jnp.uint32)
+        return rule.draw(UndrawnDraws(key, zero, zero, num_blocks, index))
+
+    return passes_in(rule.passes(label, jax.eval_shape(draw, jax.random.key(0))))
+
+
+def needs_label(rule: GuidanceRule, num_blocks: int | None) -> bool:
+    """Whether a rule contrasts the label with no label, so that it must have one."""
+    label = object()
+    passes = expected_passes(rule, num_blocks, label)
+    return all(any(p.label is some for p in passes) for some in (label, None))
+
+
+def full_precision(outputs: Any) -> Any:
     """At least float32: guidance takes small differences of large numbers."""
-    small = jnp.finfo(outputs.dtype).bits < 32
-    return outputs.astype(jnp.float32) if small else outputs
+    return jax.tree.map(
+        lambda a: a.astype(jnp.float32) if jnp.finfo(a.dtype).bits < 32 else a, outputs
+    )

@@ -1,8 +1,9 @@
-"""Scales that vary with the noise level."""
+"""Guidance scales: numbers, or curves over the noise level."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from gmm_guidance._runtime.checks import as_concrete, as_float
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SigmaCurve:
-    """A scale over the noise level, wherever a rule takes a scale.
+    """A scale as a function of the noise level, accepted wherever a rule has a scale.
 
     Linear in ``log sigma`` between the nodes, constant beyond the first and the last.
 
@@ -49,8 +50,12 @@ class SigmaCurve:
             raise ValueError(f"values must be finite, got {values}.")
 
 
+#: A number, or a curve over the noise level.
+Scale = ArrayLike | SigmaCurve
+
+
 def scale_at(scale: Any, sigma: jax.Array) -> Any:
-    """A scale at a noise level: a curve's value, anything else as it is."""
+    """A scale at a noise level: the value of a curve, anything else unchanged."""
     if not isinstance(scale, SigmaCurve):
         return scale
     dtype = jnp.result_type(float)
@@ -59,10 +64,28 @@ def scale_at(scale: Any, sigma: jax.Array) -> Any:
 
 
 def known_scale_at(scale: Any, sigma: float) -> float | None:
-    """The same as a Python float where it is known before tracing, else ``None``."""
+    """``scale_at`` as a Python float if known before tracing, otherwise ``None``."""
     if not isinstance(scale, SigmaCurve):
         return as_float(scale)
     levels, values = as_concrete(scale.sigmas), as_concrete(scale.values)
     if levels is None or values is None:
         return None
     return float(np.interp(np.log(sigma), np.log(levels), values))
+
+
+def check_scale(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf
+) -> None:
+    """Raise ``ValueError`` unless a scale is finite and within limits, where known."""
+    if isinstance(value, SigmaCurve):
+        values = as_concrete(value.values)
+        numbers = [] if values is None or values.dtype == object else values.tolist()
+    else:
+        number = as_float(value)
+        numbers = [] if number is None else [number]
+    for number in numbers:
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {number}.")
+        if not low <= number <= high:
+            limits = f"in [{low:g}, {high:g}]" if high < math.inf else f">= {low:g}"
+            raise ValueError(f"{name} must be {limits}, got {number}.")

@@ -1,15 +1,16 @@
-"""What a guidance rule costs, in forward passes, before anything is run."""
+"""The cost of a guidance rule in forward passes, before anything is run."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from gmm_guidance._runtime.checks import as_concrete
-from gmm_guidance.blocks.drop import ExpectedDrop
 from gmm_guidance.diffusion.schedule import Schedule
-from gmm_guidance.guidance.rule import GuidanceRule
+from gmm_guidance.guidance.draws import RandomBlocks
+from gmm_guidance.guidance.rule import GuidanceRule, expected_passes
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Solver, as_solver
 
@@ -18,9 +19,9 @@ class Cost(NamedTuple):
     """Forward passes per sample over a whole run.
 
     Attributes:
-        shared: as run here: weak passes join at their first dropped block.
-        separate: each weak pass on its own, its dropped blocks still left out.
-        evaluations: denoiser evaluations by the solver.
+        shared: cost as run here: weak passes join at their first dropped block.
+        separate: cost of weak passes run separately, without their dropped blocks.
+        evaluations: number of denoiser evaluations by the solver.
     """
 
     shared: float
@@ -35,7 +36,7 @@ def expected_cost(
     *,
     solver: str | Solver = "heun",
 ) -> Cost:
-    """Expected forward passes per sample, exact over the law of the random masks.
+    """Expected forward passes per sample, exact over the distribution of random masks.
 
     A pass of another model (AutoGuidance) counts as one, whatever its size. A traced
     scale counts as on.
@@ -47,7 +48,7 @@ def expected_cost(
         solver: as in ``guided_sample``.
 
     Raises:
-        ValueError: if the rule's drop law does not fit ``num_blocks``.
+        ValueError: if a drop distribution of the rule does not fit ``num_blocks``.
     """
     solver = as_solver(solver)
     shared = separate = 0.0
@@ -64,32 +65,40 @@ def expected_cost(
 
 def _passes_of(rule: GuidanceRule, num_blocks: int) -> tuple[float, float]:
     """Shared and separate cost of one evaluation: each distinct pass once."""
-    label = object()  # labels count as the same if they are the same object
-    passes = rule.passes(label, rule.expected_draws(num_blocks))
+    # Labels count as the same if they are the same object.
+    passes = expected_passes(rule, num_blocks, label=object())
     full = {(id(p.label), id(p.model)) for p in passes if p.drop is None}
     shared = separate = float(len(full))
     for p in passes:
         if p.drop is None:
             continue
-        drop = _expected(p.drop, num_blocks)
-        if drop is None or drop.per_sample:
+        blocks = _expected_blocks(p.drop, num_blocks)
+        if blocks is None:
             # Nothing is skipped, and the prefix is hardly shared.
             shared, separate = shared + 1.0, separate + 1.0
             continue
-        own = (num_blocks - drop.dropped) / num_blocks
+        first, dropped = blocks
+        own = (num_blocks - dropped) / num_blocks
         joins = (id(p.label), id(p.model)) in full
-        shared += own - drop.first / num_blocks if joins else own
+        shared += own - first / num_blocks if joins else own
         separate += own
     return shared, separate
 
 
-def _expected(drop: Any, num_blocks: int) -> ExpectedDrop | None:
-    """First dropped block and number of dropped ones; ``None`` if nothing is known."""
-    if isinstance(drop, ExpectedDrop):
-        return drop
+def _expected_blocks(drop: Any, num_blocks: int) -> tuple[float, float] | None:
+    """Expected first dropped block and number of dropped blocks of the whole batch.
+
+    ``None`` for sets per sample, and sets of which nothing is known.
+    """
+    if isinstance(drop, RandomBlocks):
+        if drop.per_sample:
+            return None
+        return drop.distribution.expected_depths(num_blocks)
+    if isinstance(drop, jax.ShapeDtypeStruct):
+        return None
     blocks = as_concrete(drop)
-    if blocks is None or blocks.dtype == object or blocks.ndim != 1:
+    if blocks is None or blocks.ndim != 1:
         return None
     dropped = blocks[blocks < num_blocks]
     first = np.min(dropped) if dropped.size else num_blocks
-    return ExpectedDrop(float(first), float(dropped.size))
+    return float(first), float(dropped.size)

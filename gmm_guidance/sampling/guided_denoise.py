@@ -1,4 +1,4 @@
-"""The guided denoiser at given points, outside of any sampler."""
+"""The guided denoiser value at given points, outside of any sampler."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.evaluate import evaluate_passes, is_block_stack
-from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.guidance.renoised import Renoised
-from gmm_guidance.guidance.rule import GuidanceRule, full_precision
+from gmm_guidance.diffusion.denoiser import Denoiser, Guided, Renoised
+from gmm_guidance.guidance.draws import RandomDraws
+from gmm_guidance.guidance.rule import GuidanceRule, full_precision, needs_label
 
 
 def guided_denoise(
@@ -27,7 +27,7 @@ def guided_denoise(
 ) -> jax.Array:
     """The value of a denoiser under a rule; the guided score is ``(D - x) / sigma^2``.
 
-    A rule with a window acts as inside of it, a rule with state as at its start.
+    A rule with a window acts as inside it, a rule with state as at its start.
 
     Args:
         denoiser: the denoiser.
@@ -38,16 +38,13 @@ def guided_denoise(
         key: for random masks; a fixed one by default. ``num_masks="all"`` needs none.
 
     Returns:
-        Guided denoised samples, float32 or better, of x's shape.
+        Guided denoised samples of x's shape, float32 or better.
 
     Raises:
         ValueError: if the rule needs a label and there is none.
         TypeError: if the rule drops blocks of a denoiser without blocks.
     """
-    if label is None and guidance.needs_label:
-        raise ValueError(
-            f"{type(guidance).__name__} guides towards a label, got label=None."
-        )
+    check_label(label, denoiser, (guidance,), guidance)
     x = jnp.asarray(x)
     if label is not None:
         label = jnp.broadcast_to(jnp.asarray(label, jnp.int32), x.shape[:1])
@@ -72,12 +69,49 @@ def guided_at(
     step: jax.Array,
 ) -> jax.Array:
     """``guided_denoise`` inside a traced program, with the masks of a step."""
-    num_blocks = denoiser.num_blocks if is_block_stack(denoiser) else None
     index = jnp.arange(x.shape[0], dtype=jnp.uint32)
-    draws = rule.draw(key, step, jnp.uint32(0), num_blocks, index)
-    passes = rule.passes(label, draws)
-    outputs = jnp.zeros((0, *x.shape), x.dtype)
-    if passes:
-        outputs = evaluate_passes(denoiser, x, sigma, passes)
-    guided, _ = rule.combine(full_precision(outputs), x, sigma, rule.init(x))
+    draws = rule.draw(
+        RandomDraws(key, step, jnp.uint32(0), num_blocks_of(denoiser), index)
+    )
+    guided, _ = apply_rule(rule, denoiser, x, sigma, label, draws, rule.init(x))
     return guided.denoised if isinstance(guided, Renoised) else guided
+
+
+def apply_rule(
+    rule: GuidanceRule,
+    denoiser: Any,
+    x: jax.Array,
+    sigma: jax.Array,
+    label: jax.Array | None,
+    draws: Any,
+    state: Any,
+) -> tuple[Guided, Any]:
+    """Run a rule's passes and combine them: the guided value and the next state."""
+    outputs = evaluate_passes(denoiser, x, sigma, rule.passes(label, draws))
+    return rule.combine(full_precision(outputs), x, sigma, state)
+
+
+def num_blocks_of(denoiser: Any) -> int | None:
+    """Depth of a stack of blocks, ``None`` for any other denoiser."""
+    return denoiser.num_blocks if is_block_stack(denoiser) else None
+
+
+def check_label(
+    label: Any,
+    denoiser: Any,
+    rules: tuple[GuidanceRule, ...],
+    guidance: GuidanceRule,
+) -> None:
+    """Raise ``ValueError`` if a rule contrasts the label with none, but has no label.
+
+    Args:
+        label: the label, or ``None``.
+        denoiser: the denoiser.
+        rules: the rule as it acts in the run.
+        guidance: the rule, for the message.
+    """
+    if label is None and any(needs_label(r, num_blocks_of(denoiser)) for r in rules):
+        raise ValueError(
+            f"{type(guidance).__name__} guides towards a label, got label=None. Give a "
+            f"label, or use Unguided() for unconditional samples."
+        )

@@ -1,4 +1,4 @@
-"""``guided_sample``: draw samples of any denoiser under any guidance rule."""
+"""``guided_sample``: samples of any denoiser under any guidance rule."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.checks import as_concrete, check_key
 from gmm_guidance._runtime.pytree import Static, join, split
-from gmm_guidance.blocks.evaluate import evaluate_passes, is_block_stack
+from gmm_guidance.blocks.evaluate import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Karras, Schedule
-from gmm_guidance.guidance.rule import GuidanceRule, Unguided, full_precision
+from gmm_guidance.guidance.draws import RandomDraws
+from gmm_guidance.guidance.rule import GuidanceRule, Unguided
+from gmm_guidance.sampling.guided_denoise import apply_rule, check_label, num_blocks_of
 from gmm_guidance.sampling.segments import plan_segments, same_structure
-from gmm_guidance.sampling.solvers import Solver, as_solver
-from gmm_guidance.sharding.batches import shard_batch
-from gmm_guidance.sharding.mesh import divides_parameters, num_batch_parts
+from gmm_guidance.sampling.solvers import Solver, Step, as_solver
+from gmm_guidance.sharding.batches import run_divided
+from gmm_guidance.sharding.mesh import divides_parameters
 from gmm_guidance.sharding.pinned import Pinned
 from gmm_guidance.sharding.placement import replicate
 
@@ -95,137 +97,131 @@ def guided_sample(
     shape = _sample_shape(denoiser, sample_shape, initial)
     _check_counts(num_samples, batch_size, first_index)
     label = _as_labels(label, num_samples, getattr(denoiser, "num_labels", None))
-    if label is None and guidance.needs_label:
-        raise ValueError(
-            f"{type(guidance).__name__} guides towards a label, got label=None. Give a "
-            f"label, or use Unguided() for unconditional samples."
-        )
     if initial is not None and jnp.shape(initial) != (num_samples, *shape):
         raise ValueError(
             f"initial must have shape {(num_samples, *shape)}, got "
             f"{jnp.shape(initial)}."
         )
+    segments = plan_segments(guidance, schedule, solver)
+    rules = tuple(s.rules for s in segments)
+    check_label(label, denoiser, sum(rules, ()), guidance)
     if mesh is not None and divides_parameters(mesh) and is_block_stack(denoiser):
         denoiser = Pinned(denoiser, mesh)
-    segments = plan_segments(guidance, schedule, solver)
-    arrays, static = split((denoiser, tuple(s.rules for s in segments)))
+    arrays, static = split((denoiser, rules))
     sigmas = jnp.asarray(schedule.sigmas(), jnp.result_type(float))
     if mesh is not None:
         arrays, key, sigmas = replicate((arrays, key, sigmas), mesh)
-    run = functools.partial(
-        _run,
+    program = _Program(
         tuple((s.start, s.stop, s.is_final) for s in segments),
         static,
         solver,
         shape,
         trajectory,
-        arrays,
-        key,
-        sigmas,
     )
-    index = _as_indices(indices, num_samples, first_index)
-    size = batch_size or num_samples
+    run = functools.partial(_run, program, arrays, key, sigmas)
+    batch = _Batch(_as_indices(indices, num_samples, first_index), label, initial)
+    size = min(batch_size or num_samples, num_samples)
     parts = []
     for start in range(0, num_samples, size):
-        count = min(size, num_samples - start)
-        inputs: tuple[Any, ...] = (index, label, initial)
-        if count < num_samples:
-            inputs = jax.tree.map(lambda a, s=start, n=count: a[s : s + n], inputs)
-        parts.append(_run_on(mesh, run, inputs, count))
+        part = batch
+        if size < num_samples:
+            part = jax.tree.map(lambda a, s=start: a[s : s + size], batch)
+        if mesh is None:
+            parts.append(run(part))
+        else:
+            parts.append(run_divided(run, part, mesh, sample_axes=(0, 1)))
     if len(parts) == 1:
-        return parts[0]
-    if not trajectory:
-        return jnp.concatenate(parts)
-    samples, paths = zip(*parts, strict=True)
-    return jnp.concatenate(samples), jnp.concatenate(paths, axis=1)
+        samples, path = parts[0]
+    else:
+        all_samples, paths = zip(*parts, strict=True)
+        samples = jnp.concatenate(all_samples)
+        path = jnp.concatenate(paths, axis=1) if trajectory else None
+    return (samples, path) if trajectory else samples
 
 
-def _run_on(
-    mesh: Mesh | None, run: Callable[..., Any], inputs: tuple[Any, ...], count: int
-) -> Any:
-    """Run one batch, divided over the mesh if there is one."""
-    if mesh is None:
-        return run(*inputs)
-    filling = -count % num_batch_parts(mesh)
-    if filling and jax.process_count() > 1:
-        raise ValueError(
-            f"with several processes each batch must be a multiple of the "
-            f"{num_batch_parts(mesh)} parts of the mesh, got {count} samples; choose "
-            f"num_samples and batch_size so."
-        )
+class _Program(NamedTuple):
+    """What a run compiles to: everything static.
 
-    def fill(values: jax.Array) -> jax.Array:
-        last = jnp.broadcast_to(values[-1:], (filling, *values.shape[1:]))
-        return jnp.concatenate([values, last])
+    Attributes:
+        segments: first step, step after the last, and whether it is the final step.
+        static: the static part of the denoiser and of the rules of each segment.
+        solver: the solver.
+        sample_shape: shape of one sample.
+        trajectory: whether the state at each noise level is returned.
+    """
 
-    if filling:
-        inputs = jax.tree.map(fill, inputs)
-    found = run(*jax.tree.map(lambda a: shard_batch(a, mesh), inputs))
-    if not filling:
-        return found
-    if isinstance(found, tuple):
-        return found[0][:count], found[1][:, :count]
-    return found[:count]
+    segments: tuple[tuple[int, int, bool], ...]
+    static: Static
+    solver: Solver
+    sample_shape: tuple[int, ...]
+    trajectory: bool
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+class _Batch(NamedTuple):
+    """Samples of one call: global indices, labels and initial noise, ``[n, ...]``."""
+
+    indices: jax.Array
+    label: jax.Array | None
+    initial: jax.Array | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _run(
-    bounds: tuple[tuple[int, int, bool], ...],
-    static: Static,
-    solver: Solver,
-    shape: tuple[int, ...],
-    trajectory: bool,
+    program: _Program,
     arrays: list[Any],
     key: jax.Array,
     sigmas: jax.Array,
-    index: jax.Array,
-    label: jax.Array | None,
-    initial: jax.Array | None,
-) -> Any:
-    denoiser, segment_rules = join(arrays, static)
-    num_blocks = denoiser.num_blocks if is_block_stack(denoiser) else None
+    batch: _Batch,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Samples, and their trajectory ``[steps + 1, n, ...]`` if asked for."""
+    denoiser, segment_rules = join(arrays, program.static)
+    solver = program.solver
     start_key, mask_key, churn_key = jax.random.split(key, 3)
 
     def noise_of(noise_key):
         return jax.vmap(
             lambda i: jax.random.normal(
-                jax.random.fold_in(noise_key, i), shape, sigmas.dtype
+                jax.random.fold_in(noise_key, i), program.sample_shape, sigmas.dtype
             )
-        )(index)
+        )(batch.indices)
 
-    x = sigmas[0] * noise_of(start_key) if initial is None else initial
+    x = sigmas[0] * noise_of(start_key) if batch.initial is None else batch.initial
     carry = solver.init(x)
     state: Any = ()
     paths = [x[None]]
-    for (start, stop, is_final), rules in zip(bounds, segment_rules, strict=True):
+    for (start, stop, is_final), rules in zip(
+        program.segments, segment_rules, strict=True
+    ):
         state = _carry_over(state, _first_state(rules, x))
         steps = jnp.arange(start, stop, dtype=jnp.uint32)
         # All random masks of the segment at once, as data: the loop stays pure.
-        count = solver.num_evaluations(is_final)
-        draws = _draw(rules, count, mask_key, steps, num_blocks, index)
+        draws = _draw(
+            rules,
+            solver.num_evaluations(is_final),
+            lambda i, e: RandomDraws(
+                mask_key, i, e, num_blocks_of(denoiser), batch.indices
+            ),
+            steps,
+        )
 
-        def step(loop, inputs, rules=rules, is_final=is_final):
+        def advance(loop, inputs, rules=rules, is_final=is_final):
             x, carry, state = loop
             i, sigma, sigma_next, draws = inputs
-
-            denoise = _GuidedDenoiser(denoiser, label, rules, draws)
-            x, carry, state = solver.step(
-                denoise,
-                x,
+            denoise = _GuidedDenoiser(denoiser, batch.label, rules, draws)
+            step = Step(
                 sigma,
                 sigma_next,
-                carry,
-                state,
-                lambda: noise_of(jax.random.fold_in(churn_key, i)),
-                len(sigmas) - 1,
                 is_final,
+                num_steps=len(sigmas) - 1,
+                noise=lambda: noise_of(jax.random.fold_in(churn_key, i)),
             )
-            return (x, carry, state), (x if trajectory else None)
+            x, carry, state = solver.step(denoise, x, step, carry, state)
+            return (x, carry, state), (x if program.trajectory else None)
 
         inputs = (steps, sigmas[start:stop], sigmas[start + 1 : stop + 1], draws)
-        (x, carry, state), path = jax.lax.scan(step, (x, carry, state), inputs)
+        (x, carry, state), path = jax.lax.scan(advance, (x, carry, state), inputs)
         paths.append(path)
-    return (x, jnp.concatenate(paths)) if trajectory else x
+    return x, (jnp.concatenate(paths) if program.trajectory else None)
 
 
 class _GuidedDenoiser(NamedTuple):
@@ -249,42 +245,31 @@ class _GuidedDenoiser(NamedTuple):
         rule, draws = self.rules[which], self.draws[which]
         if self.is_uniform:
             draws = jax.tree.map(lambda a: a[evaluation], draws)
-        passes = rule.passes(self.label, draws)
-        if passes:
-            outputs = evaluate_passes(self.denoiser, x, sigma, passes)
-        else:  # the rule knows the answer without the network
-            outputs = jnp.zeros((0, *x.shape), x.dtype)
-        return rule.combine(full_precision(outputs), x, sigma, state)
+        return apply_rule(rule, self.denoiser, x, sigma, self.label, draws, state)
 
 
-def _draw(rules, num_evaluations, key, steps, num_blocks, index) -> tuple[Any, ...]:
+def _draw(
+    rules: tuple[GuidanceRule, ...],
+    num_evaluations: int,
+    random: Callable[[jax.Array, jax.Array], RandomDraws],
+    steps: jax.Array,
+) -> tuple[Any, ...]:
     """Each rule's draws over the steps of a segment (and its evaluations, if one)."""
+    evaluations = jnp.arange(num_evaluations, dtype=jnp.uint32)
 
-    def over_steps(draw):
-        return jax.vmap(draw)(steps)
+    def draw(rule, evaluations):
+        over_evaluations = jax.vmap if evaluations.ndim else lambda f: f
+        return jax.vmap(
+            lambda i: over_evaluations(lambda e: rule.draw(random(i, e)))(evaluations)
+        )(steps)
 
     if len(rules) == 1:
-        evaluations = jnp.arange(num_evaluations, dtype=jnp.uint32)
-        rule = rules[0]
-        return (
-            over_steps(
-                lambda i: jax.vmap(lambda e: rule.draw(key, i, e, num_blocks, index))(
-                    evaluations
-                )
-            ),
-        )
-    return tuple(
-        over_steps(
-            lambda i, e=e, rule=rule: rule.draw(
-                key, i, jnp.asarray(e, jnp.uint32), num_blocks, index
-            )
-        )
-        for e, rule in enumerate(rules)
-    )
+        return (draw(rules[0], evaluations),)
+    return tuple(draw(r, e) for r, e in zip(rules, evaluations, strict=True))
 
 
 def _first_state(rules: tuple[GuidanceRule, ...], x: jax.Array) -> Any:
-    """The state of the evaluations of a step: rules without state hand it on."""
+    """The state of the evaluations of a step: rules without state pass it on."""
     states = [rule.init(x) for rule in rules]
     kept = [state for state in states if jax.tree.leaves(state)]
     if not all(same_structure(kept[0], state) for state in kept):

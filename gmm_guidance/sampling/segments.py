@@ -1,15 +1,14 @@
-"""The plan of a run: which rule acts at which evaluation, known before tracing.
+"""Segments of a run: which rule acts at which evaluation, known before tracing.
 
 A rule resolves its windows and zero weights at each concrete position of the schedule.
-Neighbouring steps with the same resolved rules form a segment, which is one compiled
-loop body: passes that are off in a segment are not part of its program, and no step
-branches at run time.
+Adjacent steps with the same resolved rules form a segment, which is one compiled loop
+body: passes that are off in a segment are not part of its program, and no step branches
+at run time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
@@ -24,10 +23,14 @@ from gmm_guidance.sampling.solvers import Solver
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Steps ``start .. stop - 1``, on which the same rules act.
+    """Steps ``start .. stop - 1``, in which the same rules act.
 
-    ``rules`` has one rule for each evaluation that the solver makes in a step, or a
-    single one where all of them are the same.
+    Attributes:
+        start: index of the first step.
+        stop: index after the last step.
+        is_final: whether it is the last step of the run, which leads to noise level 0.
+        rules: one rule for each evaluation of a step by the solver, or a single one if
+            all of them are the same.
     """
 
     start: int
@@ -44,30 +47,28 @@ class Segment:
 def plan_segments(
     guidance: GuidanceRule, schedule: Schedule, solver: Solver
 ) -> tuple[Segment, ...]:
-    """Resolve the rule over the schedule and group equal neighbours.
+    """Resolve the rule over the schedule and group equal adjacent steps.
 
     Raises:
-        ValueError: if a window of the rule holds no evaluation of the run.
+        ValueError: if a window of the rule contains no evaluation of the run.
     """
     sigmas = np.asarray(schedule.sigmas())
     num_steps = len(sigmas) - 1
-    positions = [
-        [
-            Position(
-                fraction=step / num_steps,
-                sigma=float(sigmas[step + evaluation]),
-                step=step,
-                num_steps=num_steps,
-            )
-            for evaluation in range(solver.num_evaluations(step == num_steps - 1))
-        ]
-        for step in range(num_steps)
-    ]
-    guidance.check_run(list(itertools.chain(*positions)))
+    start = Position(0.0, float(sigmas[0]), 0, num_steps)
     segments: list[Segment] = []
     for step in range(num_steps):
         is_final = step == num_steps - 1
-        rules = tuple(guidance.at(position) for position in positions[step])
+        rules = tuple(
+            guidance.at(
+                dataclasses.replace(
+                    start,
+                    fraction=step / num_steps,
+                    sigma=float(sigmas[step + evaluation]),
+                    step=step,
+                )
+            )
+            for evaluation in range(solver.num_evaluations(is_final))
+        )
         if all(_same(rules[0], rule) for rule in rules):
             rules = rules[:1]
         last = segments[-1] if segments else None
@@ -75,6 +76,7 @@ def plan_segments(
             segments[-1] = dataclasses.replace(last, stop=step + 1)
         else:
             segments.append(Segment(step, step + 1, is_final, rules))
+    start.check_windows()
     return tuple(segments)
 
 

@@ -1,10 +1,10 @@
-"""Solvers of the sampling equation in the variance-exploding clock.
+"""Solvers of the sampling equation, in the noise level sigma.
 
 The probability-flow equation is ``dx/dsigma = (x - D(x, sigma)) / sigma`` (Karras et
 al. 2022, arXiv 2206.00364, Eq. 4). A solver advances ``x`` from one noise level to the
-next. It sees a denoiser and nothing else: guidance is already inside of it. A denoiser
-may return ``Renoised``, a value whose noise is that of another prediction: first-order
-steps and multistep solvers take it, solvers of several stages refuse it.
+next. It sees only a denoiser, which contains the guidance. A denoiser may return
+``Renoised``, a value whose noise is that of another prediction: first-order steps and
+multistep solvers support it, solvers of several stages raise a ``TypeError``.
 """
 
 from __future__ import annotations
@@ -13,15 +13,31 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from gmm_guidance.guidance.renoised import Guided, Renoised
-from gmm_guidance.sampling.ancestral import Ancestral
+from gmm_guidance.diffusion.denoiser import Guided, Renoised
 
-Noise = Callable[[], jax.Array]
+
+class Step(NamedTuple):
+    """One step of a run, from one noise level to the next.
+
+    Attributes:
+        sigma: noise level at the start, a scalar.
+        sigma_next: noise level at the end; 0 in the final step.
+        is_final: whether it is the last step of the run.
+        num_steps: number of steps of the run.
+        noise: fresh standard normal noise of the shape of ``x``, the same at each call.
+    """
+
+    sigma: jax.Array
+    sigma_next: jax.Array
+    is_final: bool
+    num_steps: int
+    noise: Callable[[], jax.Array]
 
 
 class Denoise(Protocol):
@@ -40,78 +56,70 @@ class Denoise(Protocol):
 
 
 class Solver(Protocol):
-    """One step of a solver, and what it carries from step to step."""
+    """Advances samples step by step. Solvers are hashable; they shape the program."""
 
     def num_evaluations(self, is_final: bool) -> int:
-        """Denoiser evaluations in a step; the final one leads to noise level 0."""
-        ...
-
-    def init(self, x: jax.Array) -> Any:
-        """What is carried into the first step."""
-        ...
-
-    def step(
-        self,
-        denoise: Denoise,
-        x: jax.Array,
-        sigma: jax.Array,
-        sigma_next: jax.Array,
-        carry: Any,
-        state: Any,
-        noise: Noise,
-        num_steps: int,
-        is_final: bool,
-    ) -> tuple[jax.Array, Any, Any]:
-        """Advance ``x``; returns it with the new carry and the denoiser's state."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Euler:
-    """First order, one evaluation a step; in this clock it is DDIM."""
-
-    def num_evaluations(self, is_final: bool) -> int:
-        """One."""
+        """Number of denoiser evaluations in a step; the final one leads to sigma 0."""
         return 1
 
     def init(self, x: jax.Array) -> Any:
-        """Nothing."""
+        """What is carried into the first step, a pytree of arrays; ``()`` for nothing.
+
+        Args:
+            x: initial noisy samples ``[n, ...]``.
+        """
         return ()
 
     def step(
-        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
-    ):
-        """``D + sigma_next / sigma (x - D)``: exact for a constant ``D``."""
-        denoised, state = denoise(x, sigma, state, 0)
-        return _euler(x, denoised, sigma, sigma_next), carry, state
+        self, denoise: Denoise, x: jax.Array, step: Step, carry: Any, state: Any
+    ) -> tuple[jax.Array, Any, Any]:
+        """Advance the samples by one step.
+
+        Args:
+            denoise: the guided denoiser.
+            x: noisy samples ``[n, ...]`` at ``step.sigma``.
+            step: noise levels and position of the step.
+            carry: what the previous step carried.
+            state: state of the denoiser.
+
+        Returns:
+            Samples at ``step.sigma_next``, the new carry, and the denoiser's state.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Heun:
+class Euler(Solver):
+    """First order, one evaluation a step: DDIM."""
+
+    @override
+    def step(self, denoise, x, step, carry, state):
+        denoised, state = denoise(x, step.sigma, state, 0)
+        return _euler(x, denoised, step), carry, state
+
+
+@dataclasses.dataclass(frozen=True)
+class Heun(Solver):
     """Second order, two evaluations a step, one in the last (EDM, Algorithm 1)."""
 
+    @override
     def num_evaluations(self, is_final: bool) -> int:
-        """Two, but one in the last step."""
         return 1 if is_final else 2
 
-    def init(self, x: jax.Array) -> Any:
-        """Nothing."""
-        return ()
-
-    def step(
-        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
-    ):
-        """Euler, then the mean of the slopes at both ends."""
-        if is_final:
-            denoised, state = denoise(x, sigma, state, 0)
-            return _euler(x, _plain(denoised), sigma, sigma_next), carry, state
-        levels = jnp.stack([sigma, sigma_next])
+    @override
+    def step(self, denoise, x, step, carry, state):
+        if step.is_final:
+            denoised, state = denoise(x, step.sigma, state, 0)
+            return _euler(x, _plain(denoised), step), carry, state
+        levels = jnp.stack([step.sigma, step.sigma_next])
 
         def stage(k, loop):
             point, slopes, state = loop
             denoised, state = denoise(point, levels[k], state, k)
             slopes = slopes + (point - _plain(denoised)) / levels[k]
-            return x + (sigma_next - sigma) * slopes / (k + 1), slopes, state
+            # Euler at first, then the mean of the slopes at both ends.
+            span = step.sigma_next - step.sigma
+            return x + span * slopes / (k + 1), slopes, state
 
         loop: Any = (x, jnp.zeros_like(x), state)
         if denoise.is_uniform:  # one program for both stages halves the compilation
@@ -122,33 +130,29 @@ class Heun:
 
 
 @dataclasses.dataclass(frozen=True)
-class DPMSolverPP2M:
+class DPMSolverPP2M(Solver):
     """DPM-Solver++(2M): second-order multistep, one evaluation a step.
 
     Lu et al. 2022 (arXiv 2211.01095, Algorithm 2), in ``lambda = -log sigma``. The
-    first and the last step are of first order. Of a ``Renoised`` value the correction
-    extrapolates the prediction of the noise, as the code of the authors of CFG++ does;
-    its first-order part is that of ``Euler``.
+    first and the last step are of first order. For a ``Renoised`` value the correction
+    extrapolates the prediction from which the noise is taken, as the code of the
+    authors of CFG++ does; the first-order part is that of ``Euler``.
     """
 
-    def num_evaluations(self, is_final: bool) -> int:
-        """One."""
-        return 1
-
+    @override
     def init(self, x: jax.Array) -> Any:
-        """The previous denoised samples and step in lambda: none yet."""
+        # The previous denoised samples and step in lambda: none yet.
         return jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
 
-    def step(
-        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
-    ):
-        """Exponential integrator on a linear extrapolation of ``D`` in lambda."""
+    @override
+    def step(self, denoise, x, step, carry, state):
         previous, h_previous = carry
-        guided, state = denoise(x, sigma, state, 0)
+        guided, state = denoise(x, step.sigma, state, 0)
         denoised, renoise = _parts(guided)
-        if is_final:
+        if step.is_final:
             return denoised, carry, state
-        h = jnp.log(sigma / sigma_next)
+        # Exponential integrator on a linear extrapolation of D in lambda.
+        h = jnp.log(step.sigma / step.sigma_next)
         # The infinite step before the first makes this zero: first order.
         correction = h / (2.0 * h_previous) * (renoise - previous)
         extrapolated = denoised + correction
@@ -156,17 +160,17 @@ class DPMSolverPP2M:
             guided = Renoised(extrapolated, renoise + correction)
         else:
             guided = extrapolated
-        return _euler(x, guided, sigma, sigma_next), (renoise, h), state
+        return _euler(x, guided, step), (renoise, h), state
 
 
 @dataclasses.dataclass(frozen=True)
-class EDMStochastic:
+class EDMStochastic(Solver):
     """EDM's stochastic sampler: noise is added before each Heun step (Algorithm 2).
 
     Args:
-        churn: S_churn >= 0, the total amount; 0 gives ``Heun``.
-        sigma_min: S_tmin, no noise is added below.
-        sigma_max: S_tmax, nor above.
+        churn: S_churn >= 0, the total amount of noise added; 0 gives ``Heun``.
+        sigma_min: S_tmin, the lowest noise level at which noise is added.
+        sigma_max: S_tmax, the highest.
         noise_scale: S_noise > 0, standard deviation of the added noise.
 
     Raises:
@@ -184,28 +188,92 @@ class EDMStochastic:
         if not self.noise_scale > 0:
             raise ValueError(f"noise_scale must be > 0, got {self.noise_scale}.")
 
+    @override
     def num_evaluations(self, is_final: bool) -> int:
-        """Two, but one in the last step."""
         return 1 if is_final else 2
 
-    def init(self, x: jax.Array) -> Any:
-        """Nothing."""
-        return ()
-
-    def step(
-        self, denoise, x, sigma, sigma_next, carry, state, noise, num_steps, is_final
-    ):
-        """Raise the noise level by gamma, then a Heun step down."""
+    @override
+    def step(self, denoise, x, step, carry, state):
+        sigma = step.sigma
         churned = (sigma >= self.sigma_min) & (sigma <= self.sigma_max)
-        most = min(self.churn / num_steps, math.sqrt(2.0) - 1.0)
+        most = min(self.churn / step.num_steps, math.sqrt(2.0) - 1.0)
         gamma = jnp.where(churned, most, 0.0)
         raised = sigma * (1.0 + gamma)
         # The root of raised^2 - sigma^2, whose rounding would leave noise at gamma = 0.
         extra = sigma * jnp.sqrt(gamma * (2.0 + gamma))
-        x = x + extra * self.noise_scale * noise()
-        return Heun().step(
-            denoise, x, raised, sigma_next, carry, state, noise, num_steps, is_final
-        )
+        x = x + extra * self.noise_scale * step.noise()
+        return Heun().step(denoise, x, step._replace(sigma=raised), carry, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestral(Solver):
+    """DDPM's ancestral sampler: the posterior mean of the noising chain, and noise.
+
+    Ho et al. 2020 (arXiv 2006.11239, Eqs. 6 and 7), for any two noise levels of a
+    variance-preserving chain, in sigma. First order, one evaluation a step; no noise is
+    added in the last step.
+
+    Args:
+        variance: ``"posterior"``, that of ``q(x_{t-1} | x_t, x0)``, the smallest;
+            ``"beta"``, that of the forward step, the largest; or ``"learned"``, an
+            interpolation of their logarithms (Nichol & Dhariwal 2021, arXiv 2102.09672,
+            Eq. 15) by a ``v`` in [-1, 1], which the denoiser returns in as many further
+            channels (last axis) as the sample has. These must not be guided, see
+            ``GuidedChannels``.
+
+    Raises:
+        ValueError: for an unknown variance; and, in a sampling run, for a denoiser
+            without the channels of a learned variance.
+        TypeError: if a rule takes the noise from another prediction (``CFGPlusPlus``).
+    """
+
+    variance: Literal["posterior", "beta", "learned"] = "posterior"
+
+    def __post_init__(self):
+        if self.variance not in ("posterior", "beta", "learned"):
+            raise ValueError(
+                f"variance must be 'posterior', 'beta' or 'learned', got "
+                f"{self.variance!r}."
+            )
+
+    @override
+    def step(self, denoise, x, step, carry, state):
+        sigma, sigma_next = step.sigma, step.sigma_next
+        output, state = denoise(x, sigma, state, 0)
+        if isinstance(output, Renoised):
+            raise TypeError(
+                "this guidance rule takes the noise from another prediction "
+                '(CFGPlusPlus does), but Ancestral draws its own; use "euler".'
+            )
+        denoised, v = self._split(output, x)
+        if step.is_final:
+            return denoised, carry, state
+        ratio = (sigma_next / sigma) ** 2
+        mean = denoised + ratio * (x - denoised)
+        # The steps of x_t, divided by alpha at the next level.
+        smallest = sigma_next**2 * (1.0 - ratio)
+        if self.variance == "posterior":
+            std = jnp.sqrt(smallest)
+        else:
+            ahead = sigma**2 - sigma_next**2
+            largest = ahead * (1.0 + sigma_next**2) / (1.0 + sigma**2)
+            if self.variance == "beta":
+                std = jnp.sqrt(largest)
+            else:
+                above = (v + 1.0) / 2.0
+                low, high = jnp.log(smallest), jnp.log(largest)
+                std = jnp.exp(0.5 * (low + above * (high - low)))
+        return mean + std * step.noise(), carry, state
+
+    def _split(self, output: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        channels = x.shape[-1]
+        wanted = 2 * channels if self.variance == "learned" else channels
+        if output.shape[-1] != wanted:
+            raise ValueError(
+                f"variance={self.variance!r} needs a denoiser that returns {wanted} "
+                f"channels for samples of {channels}, got {output.shape[-1]}."
+            )
+        return output[..., :channels], output[..., channels:]
 
 
 SOLVERS: dict[str, Solver] = {
@@ -236,9 +304,10 @@ def as_solver(solver: str | Solver) -> Solver:
     return SOLVERS[solver]
 
 
-def _euler(x, guided, sigma, sigma_next):
+def _euler(x: jax.Array, guided: Guided, step: Step) -> jax.Array:
+    """``D + sigma_next / sigma (x - D)``: exact for a constant ``D``."""
     denoised, renoise = _parts(guided)
-    return denoised + (sigma_next / sigma) * (x - renoise)
+    return denoised + (step.sigma_next / step.sigma) * (x - renoise)
 
 
 def _parts(guided: Guided) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,11 @@
 """Many devices: one mesh, placement by the paths of parameters, counted work."""
 
-from gmm_guidance.sharding.batches import batch_parts, local_part, shard_batch
+from gmm_guidance.sharding.batches import (
+    batch_parts,
+    local_part,
+    run_divided,
+    shard_batch,
+)
 from gmm_guidance.sharding.mesh import (
     AXES,
     BATCH_AXES,
@@ -27,5 +32,6 @@ __all__ = [
     "program_cost",
     "put",
     "replicate",
+    "run_divided",
     "shard_batch",
 ]

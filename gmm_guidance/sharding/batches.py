@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -48,3 +50,49 @@ def local_part(batch: jax.Array) -> np.ndarray:
         for shard in batch.addressable_shards
     }
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def run_divided(
+    run: Callable[[Any], Any],
+    batch: Any,
+    mesh: Mesh,
+    sample_axes: tuple[int, ...],
+) -> tuple[Any, ...]:
+    """Run a function of one batch with its samples divided over a mesh.
+
+    A batch that the mesh does not divide evenly is filled up with copies of its last
+    sample, whose results are dropped.
+
+    Args:
+        run: a function of the batch that returns a tuple.
+        batch: pytree of arrays ``[n, ...]``.
+        mesh: of ``MeshConfig``.
+        sample_axes: axis of the samples in each output (of its arrays).
+
+    Returns:
+        The outputs of ``run``, for n samples.
+
+    Raises:
+        ValueError: if several processes cannot divide the batch evenly.
+    """
+    count, parts = len(jax.tree.leaves(batch)[0]), num_batch_parts(mesh)
+    filling = -count % parts
+    if filling and jax.process_count() > 1:
+        raise ValueError(
+            f"with several processes each batch must be a multiple of the {parts} "
+            f"parts of the mesh, got {count} samples; change num_samples or batch_size."
+        )
+
+    def fill(values: jax.Array) -> jax.Array:
+        last = jnp.broadcast_to(values[-1:], (filling, *values.shape[1:]))
+        return jnp.concatenate([values, last])
+
+    if filling:
+        batch = jax.tree.map(fill, batch)
+    outputs = run(jax.tree.map(lambda a: shard_batch(a, mesh), batch))
+    if not filling:
+        return outputs
+    return tuple(
+        jax.tree.map(lambda a, axis=axis: a[(slice(None),) * axis + (slice(count),)], o)
+        for o, axis in zip(outputs, sample_axes, strict=True)
+    )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from gmm_guidance import Pass
 
 
 class Point(NamedTuple):
@@ -32,18 +35,42 @@ def random_point(seed=0, shape=(5, 2, 3), sigma=1.7) -> Point:
 
 def step(rule: Any, point: Point, state: Any = None, weak=()) -> tuple[Any, Any]:
     """The guided value and the next state."""
-    label, x = object(), jnp.asarray(point.x)
-    drops = tuple(np.array([i]) for i in range(len(weak)))
-    rows = []
-    for p in rule.passes(label, drops):
-        if p.drop is not None:
-            rows.append(weak[int(p.drop[0])])
-        else:
-            assert p.label is None or p.label is label
-            rows.append(point.uncond if p.label is None else point.cond)
-    outputs = jnp.asarray(np.stack(rows))
+    x = jnp.asarray(point.x)
+    outputs = outputs_of(rule, {None: point.cond, "uncond": point.uncond}, weak)
     state = rule.init(x) if state is None else state
     return rule.combine(outputs, x, jnp.asarray(point.sigma, jnp.float32), state)
+
+
+def outputs_of(rule: Any, rows: dict[Any, Any], weak=()) -> Any:
+    """A rule's tree with given predictions in the places of its passes.
+
+    Args:
+        rule: the rule.
+        rows: predictions by model; ``"uncond"`` for passes without a label.
+        weak: predictions of passes that drop blocks, in the order of the masks drawn.
+    """
+    label, masks = object(), Masks(len(weak))
+
+    def predict(p):
+        assert p.label is None or p.label is label
+        if p.drop is not None:
+            return jnp.asarray(weak[int(p.drop[0])])
+        return jnp.asarray(rows["uncond" if p.label is None else p.model])
+
+    is_pass = lambda leaf: isinstance(leaf, Pass)  # noqa: E731
+    return jax.tree.map(predict, rule.passes(label, rule.draw(masks)), is_leaf=is_pass)
+
+
+class Masks:
+    """Stands for a rule's source of random draws: mask i drops block i."""
+
+    def __init__(self, num_masks: int):
+        self.left = iter(range(num_masks))
+
+    def dropped_blocks(
+        self, distribution, num_masks=1, redraw="step", per_sample=False
+    ):
+        return tuple(np.array([next(self.left)]) for _ in range(num_masks))
 
 
 def value(rule: Any, point: Point, weak=()) -> Any:

@@ -11,6 +11,7 @@ from support import tiny_results
 
 import gmm_guidance as gg
 from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance.guidance.draws import RandomDraws
 from toy_experiments import explorer
 from toy_experiments.common.laboratory import Networks, make_mixture, trained
 from toy_experiments.common.workspace import Workspace
@@ -68,7 +69,8 @@ def test_the_combination_is_the_librarys_rule(data, network):
     x = jnp.asarray(data["line/points"])
     label = jnp.full(len(x), 1, jnp.int32)
     zero = jnp.uint32(0)
-    draws = rule.draw(jax.random.key(0), zero, zero, 3, jnp.arange(len(x)))
+    random = RandomDraws(jax.random.key(0), zero, zero, 3, jnp.arange(len(x)))
+    draws = rule.draw(random)
     outputs = gg.evaluate_passes(
         network, x, jnp.float32(sigma), rule.passes(label, draws)
     )

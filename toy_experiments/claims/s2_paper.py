@@ -275,12 +275,12 @@ def _points_at_the_error(metrics: Metrics) -> Judgement:
 
 def _subtract(metrics: Metrics) -> Judgement:
     panels = metrics["panels"]
-    plain, other = panels["exact/centred"], panels["exact/subtract"]
+    plain, other = panels["exact/centered"], panels["exact/subtract"]
     shift = other["mode_shift"]
     return Judgement(
         "two modes, a redundant sub-network",
         f"Subtracting ω D_weak moves the mode by {shift['mean']:+.2f} standard "
-        f"deviations (W2 {other['w2']['mean']:.2f}); the centred form leaves it where "
+        f"deviations (W2 {other['w2']['mean']:.2f}); the centered form leaves it where "
         f"CFG puts it ({plain['mode_shift']['mean']:+.2f}, W2 "
         f"{plain['w2']['mean']:.2f}).",
         of_entry(shift, 2),

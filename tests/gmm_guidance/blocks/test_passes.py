@@ -120,7 +120,7 @@ def test_each_sample_may_drop_its_own_blocks():
         ]
     for i, dropped in enumerate(sets[0]):
         same = weak_alone(*padded(dropped))[0]
-        np.testing.assert_array_equal(rows[2, i], same[i])
+        np.testing.assert_array_equal(rows[2][i], same[i])
 
 
 def test_batch_and_sample_drops_do_not_mix():
@@ -169,9 +169,17 @@ def test_a_model_without_blocks_cannot_drop_them():
             sample(rule, denoiser=denoiser)
 
 
-def test_no_pass_at_all_is_an_error():
-    with pytest.raises(ValueError, match="at least one"):
-        evaluate_passes(STACK, X, SIGMA, ())
+def test_a_tree_of_passes_keeps_its_structure():
+    """Full passes in several places run once; a tree without passes stays."""
+    label, drop = LABEL, jnp.array([2])
+    tree = {"base": (Pass(None), Pass(label)), "weak": [Pass(label, drop)], "none": ()}
+    tree["again"] = Pass(label)
+    found = jax.jit(lambda: evaluate_passes(STACK, X, SIGMA, tree))()
+    assert history(found["base"][0]) == ran((), [NO_LABEL] * 4)
+    assert history(found["base"][1]) == history(found["again"]) == ran(())
+    assert history(found["weak"][0]) == ran((2,))
+    assert found["none"] == () and evaluate_passes(STACK, X, SIGMA, ()) == ()
+    assert STACK.count() == rows_by_block(L, 2, [(2,)])
 
 
 # --- what guided sampling runs
@@ -197,7 +205,7 @@ def blocks_run(guidance, num_steps):
     return STACK.count()
 
 
-WEAK = {"window": None, "law": FixedBlocks((1, 3))}
+WEAK = {"window": None, "distribution": FixedBlocks((1, 3))}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +247,7 @@ def test_a_pass_is_run_only_in_its_window(rule, expected):
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_run_costs_what_is_expected(scale):
     """Heun's seven evaluations in four steps, some with a weak pass."""
-    rule = S2Guidance(scale, law=FixedBlocks((1, 3)), window=(0.2, 0.5))
+    rule = S2Guidance(scale, distribution=FixedBlocks((1, 3)), window=(0.2, 0.5))
     schedule = CustomSchedule((3.0, 2.0, 1.5, 1.0))
     guided_sample(
         jax.random.key(0),

@@ -23,7 +23,7 @@ from gmm_guidance import (
     guided_sample,
 )
 from gmm_guidance.guidance.rule import Unconditional
-from gmm_guidance.sampling.solvers import DPMSolverPP2M, Euler
+from gmm_guidance.sampling.solvers import DPMSolverPP2M, Euler, Step
 
 DENOISER = TwoGaussians(1.5, 0.5, 3.0)
 LEVELS = (8.0, 4.0, 1.5, 0.5)
@@ -117,10 +117,8 @@ def test_equal_parts_are_a_plain_value():
             x = jnp.asarray(START)
             carry = solver.init(x)
             for now, after in ((4.0, 2.0), (2.0, 1.0)):
-                x, carry, _ = solver.step(
-                    denoise, x, jnp.asarray(now), jnp.asarray(after), carry, (), None,
-                    2, False,
-                )  # fmt: skip
+                step = Step(jnp.asarray(now), jnp.asarray(after), False, 2, None)
+                x, carry, _ = solver.step(denoise, x, step, carry, ())
             ends.append(x)
         np.testing.assert_array_equal(*ends)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles.ledger import Ledger
+from oracles.predictions import outputs_of
 
 from gmm_guidance import (
     CFG,
@@ -23,7 +24,7 @@ from gmm_guidance import (
     Windowed,
     guidance_rule,
     guided_sample,
-    static,
+    static_field,
 )
 from gmm_guidance.guidance.rule import Unconditional
 from gmm_guidance.sampling.segments import plan_segments
@@ -54,21 +55,10 @@ U, C, W, V = (np.full((2, 3), v, np.float32) for v in (1.0, 3.0, 2.5, 2.0))
 POINT = {"x": np.full((2, 3), 5.0, np.float32), "sigma": np.float32(0.5), "state": ()}
 
 
-def combine(rule, **outputs):
-    """Outputs by what each pass is: named by its label, its drop and its model."""
-    label, drops = object(), [np.array([1]), np.array([2])]
-    names = {id(d): name for d, name in zip(drops, ("first", "second"), strict=True)}
-    rows = []
-    masks = drops[: getattr(rule, "num_masks", 1)]
-    for p in rule.passes(label, masks):
-        assert p.label is None or p.label is label
-        name = "cond" if p.label is label else "uncond"
-        if p.model is not None:
-            name = p.model
-        elif p.drop is not None:
-            name = names[id(p.drop)]
-        rows.append(outputs[name])
-    return rule.combine(jnp.asarray(np.stack(rows)), **POINT)[0]
+def combine(rule, *, uncond, cond, worse=None, first=None, second=None):
+    """Outputs by what each pass is: its label, its model, its mask."""
+    rows = {"uncond": uncond, None: cond, "worse": worse}
+    return rule.combine(outputs_of(rule, rows, (first, second)), **POINT)[0]
 
 
 HAND_MADE = [
@@ -101,7 +91,7 @@ def test_hand_made_outputs(rule, expected):
     np.testing.assert_array_equal(got, np.full((2, 3), expected))
 
 
-AFFINE = [r for r, _ in HAND_MADE if getattr(r, "form", "centred") == "centred"]
+AFFINE = [r for r, _ in HAND_MADE if getattr(r, "form", "centered") == "centered"]
 AFFINE = [r for r in AFFINE if not isinstance(r, (Unguided, Unconditional))]
 
 
@@ -180,8 +170,7 @@ class Momentum(GuidanceRule):
     """CFG whose difference is accumulated over the steps."""
 
     scale: float
-    decay: float = static(default=0.5)
-    needs_label = True
+    decay: float = static_field(default=0.5)
 
     def init(self, x):
         return jnp.zeros_like(x)
@@ -237,7 +226,7 @@ def test_a_rule_must_define_its_two_methods():
         (lambda: S2Guidance(2.0, -math.inf), "s2_scale must be finite, got -inf"),
         (lambda: S2Guidance(2.0, num_dropped=0), "num_dropped must be at least 1"),
         (lambda: S2Guidance(2.0, num_masks=0), 'at least 1 or "all", got 0'),
-        (lambda: S2Guidance(2.0, form="centered"), "form must be .* 'centered'"),
+        (lambda: S2Guidance(2.0, form="centred"), "form must be .* 'centred'"),
         (lambda: S2Guidance(2.0, redraw="never"), "redraw must be .* 'never'"),
         (lambda: S2Guidance(2.0, window=(0.9, 0.1)), "0 <= lo < hi <= 1"),
         (lambda: S2Guidance(2.0, window=(0.1, 1.2)), "0 <= lo < hi <= 1"),
@@ -258,7 +247,10 @@ def test_bad_values_are_refused_at_once(make, message):
         (S2Guidance(2.0, protected=(4,)), r"protected blocks must be in 0\.\.3"),
         (S2Guidance(2.0, num_dropped=4, protected=()), "leaves no block"),
         (SkipLayer(2.0, (4,), window=None), r"dropped blocks must be in 0\.\.3"),
-        (S2Guidance(2.0, law=Bernoulli(0.5), num_masks="all"), "enumerates the sets"),
+        (
+            S2Guidance(2.0, distribution=Bernoulli(0.5), num_masks="all"),
+            "enumerates the sets",
+        ),
     ],
     ids=repr,
 )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.predictions import random_point
+from oracles.predictions import outputs_of, random_point
 from oracles.toy_stack import ToyStack
 
 import gmm_guidance as gg
@@ -14,18 +14,15 @@ from gmm_guidance.sampling.segments import plan_segments
 POINT = random_point(shape=(3, 2, 4))
 
 
-def combine(rule, outputs):
-    x = POINT.x
+def combine(rule, cond, uncond):
+    x, outputs = POINT.x, outputs_of(rule, {None: cond, "uncond": uncond})
     return rule.combine(outputs, x, jnp.float32(1.0), rule.init(x))[0]
 
 
 def test_channels_are_guided_apart():
     cond, uncond = POINT.cond, POINT.uncond
     rule = GuidedChannels(CFG(3.0), 3)
-    passes = rule.passes(object(), ())
-    order = {True: uncond, False: cond}
-    rows = jnp.stack([order[p.label is None] for p in passes])
-    found = combine(rule, rows)
+    found = combine(rule, cond, uncond)
     wanted = np.asarray(uncond + 3.0 * (cond - uncond))
     np.testing.assert_allclose(found[..., :3], wanted[..., :3], rtol=1e-5)
     np.testing.assert_array_equal(found[..., 3:], cond[..., 3:])
@@ -35,9 +32,7 @@ def test_further_output_channels_are_conditional():
     """A learned variance: twice the sample's channels come in, and go out."""
     rule = GuidedChannels(CFG(3.0), 4)
     doubled = [jnp.concatenate([a, 10.0 + a], -1) for a in (POINT.cond, POINT.uncond)]
-    passes = rule.passes(object(), ())
-    rows = jnp.stack([doubled[int(p.label is None)] for p in passes])
-    found = combine(rule, rows)
+    found = combine(rule, *doubled)
     assert found.shape == (*POINT.x.shape[:-1], 8)
     np.testing.assert_array_equal(found[..., 4:], doubled[0][..., 4:])
 
@@ -71,9 +66,7 @@ def test_windows_resolve_inside():
 
 def test_noise_of_renoised_rules_keeps_its_shape():
     rule = GuidedChannels(CFGPlusPlus(0.5), 2)
-    passes = rule.passes(object(), ())
-    order = {True: POINT.uncond, False: POINT.cond}
-    guided = combine(rule, jnp.stack([order[p.label is None] for p in passes]))
+    guided = combine(rule, POINT.cond, POINT.uncond)
     assert isinstance(guided, Renoised)
     assert guided.denoised.shape == guided.renoise.shape == POINT.x.shape
 

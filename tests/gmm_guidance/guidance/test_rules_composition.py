@@ -26,7 +26,7 @@ from gmm_guidance import (
     guidance_rule,
     guided_sample,
 )
-from gmm_guidance.guidance.weak import WeakPassGuidance
+from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Euler
 
@@ -34,7 +34,7 @@ POINT = random_point()
 WEAK = random_point(7).cond
 LEVELS = (8.0, 4.0, 2.0, 1.0)
 STACK = ToyStack.random()
-FIXED = {"law": FixedBlocks((1, 3)), "window": None}
+FIXED = {"distribution": FixedBlocks((1, 3)), "window": None}
 
 BASES = [
     CFG(3.0),
@@ -83,12 +83,15 @@ def test_nested_random_masks_are_drawn_independently():
     index, at = jnp.zeros(1, jnp.uint32), jnp.zeros((), jnp.uint32)
     rule = S2Guidance(S2Guidance(2.0))
 
+    def draws(rule, key):
+        return rule.draw(RandomDraws(key, at, at, 5, index))
+
     @jax.jit
     def pair(key):
-        draws = rule.draw(key, at, at, 5, index)
-        return draws.base[0][0], draws.weak[0][0]
+        found = draws(rule, key)
+        return found["base"]["weak"][0][0], found["weak"][0][0]
 
-    alone = jax.jit(lambda key: S2Guidance(2.0).draw(key, at, at, 5, index)[0][0])
+    alone = jax.jit(lambda key: draws(S2Guidance(2.0), key)["weak"][0][0])
     keys = [jax.random.key(seed) for seed in range(60)]
     drawn = [tuple(int(block) for block in pair(key)) for key in keys]
     assert len(set(drawn)) > 12  # of 16 pairs
@@ -96,15 +99,15 @@ def test_nested_random_masks_are_drawn_independently():
 
 
 def test_two_weak_terms_add_up_in_either_order():
-    """``num_masks="all"`` may stand on either level, but not on both."""
     options = {"window": None, "num_masks": "all"}
     turned = [
         S2Guidance(S2Guidance(2.0, 0.3, **options), 0.5, **FIXED),
         S2Guidance(S2Guidance(2.0, 0.5, **FIXED), 0.3, **options),
     ]
     np.testing.assert_allclose(*(draw(rule) for rule in turned), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match='num_masks="all" of a rule and of the rule'):
-        draw(S2Guidance(S2Guidance(2.0, **options), **options))
+    twice = S2Guidance(S2Guidance(2.0, 0.3, **options), 0.5, **options)
+    once = S2Guidance(2.0, 0.8, **options)
+    np.testing.assert_allclose(draw(twice), draw(once), rtol=1e-5, atol=1e-5)
 
 
 # --- state
@@ -209,6 +212,4 @@ def test_wrapped_rules_are_pytrees_whose_scales_are_leaves():
     rule = Rescaled(S2Guidance(APG(4.0, 0.1, 2.0), 0.25), 0.7)
     assert jax.tree.leaves(rule) == [4.0, 0.1, 2.0, -0.5, 0.25, 0.7]
     inside = plan_segments(rule, CustomSchedule(LEVELS), Euler())[1].rules[0]
-    assert isinstance(inside.rule, WeakPassGuidance) and inside.rule.base == APG(
-        4.0, 0.1, 2.0
-    )
+    assert inside.rule == S2Guidance(APG(4.0, 0.1, 2.0), 0.25, window=None)

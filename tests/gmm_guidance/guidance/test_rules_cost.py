@@ -26,7 +26,7 @@ from gmm_guidance import (
 )
 
 SCHEDULE = CustomSchedule((8.0, 4.0, 2.0, 1.0))
-FIXED = {"law": FixedBlocks((1, 3)), "window": None}  # joined, 0.4 of 5 blocks
+FIXED = {"distribution": FixedBlocks((1, 3)), "window": None}  # joined, 0.4 of 5 blocks
 
 
 def cost(rule):
@@ -86,8 +86,8 @@ def test_costs_of_one_evaluation(rule, shared, separate):
 class Own(GuidanceRule):
     """A rule that drops blocks without saying what it costs."""
 
-    def draw(self, key, step, evaluation, num_blocks, sample_index):
-        return jax.random.randint(key, (1,), 1, num_blocks)
+    def draw(self, random):
+        return jax.random.randint(random.key(), (1,), 1, random.num_blocks)
 
     def passes(self, label, draws):
         return Pass(label), Pass(label, drop=draws)

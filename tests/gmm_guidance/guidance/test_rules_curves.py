@@ -58,7 +58,7 @@ def test_where_a_curve_is_one_the_rule_is_off(rule):
 def test_where_the_weak_curve_is_zero_there_is_no_weak_pass():
     rule = S2Guidance(2.0, CURVE, window=None)
     segments = plan_segments(rule, CustomSchedule((2.0, 0.5)), Euler())
-    assert type(segments[0].rules[0]).__name__ == "WeakPassGuidance"
+    assert type(segments[0].rules[0]).__name__ == "S2Guidance"
     assert segments[1].rules == (CFG(2.0),)
 
 

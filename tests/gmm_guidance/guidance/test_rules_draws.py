@@ -18,6 +18,7 @@ from gmm_guidance import (
     SkipLayer,
     guided_sample,
 )
+from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Euler
 
@@ -84,7 +85,7 @@ def test_the_key_gives_one_mask_for_the_batch_never_the_first_block():
         ({"protected": (1, 2, 3)}, (0,)),
         ({"num_dropped": 3}, (1, 2, 3)),
         ({"num_dropped": 2, "protected": (0, 2)}, (1, 3)),
-        ({"law": FixedBlocks((3, 0))}, (0, 3)),
+        ({"distribution": FixedBlocks((3, 0))}, (0, 3)),
         ({"num_masks": 2, "protected": (0, 1, 3)}, (2,)),
     ],
     ids=str,
@@ -112,10 +113,10 @@ def test_masks_of_one_step_are_drawn_independently():
 
 
 def test_skip_layer_is_s2_with_fixed_blocks():
-    window, law = (0.5, 1.0), FixedBlocks((1, 3))
+    window, fixed = (0.5, 1.0), FixedBlocks((1, 3))
     options = {"schedule": CustomSchedule((4.0, 2.0)), "start": X + 1.0}
     skip = guided(SkipLayer(2.0, (3, 1), 1.5, window=window), **options)
-    s2 = guided(S2Guidance(2.0, 1.5, law=law, window=window), **options)
+    s2 = guided(S2Guidance(2.0, 1.5, distribution=fixed, window=window), **options)
     np.testing.assert_array_equal(skip, s2)
     assert (skip != guided(CFG(2.0), **options)).any()
 
@@ -123,7 +124,7 @@ def test_skip_layer_is_s2_with_fixed_blocks():
 @pytest.mark.ci
 def test_each_sample_may_have_its_own_mask():
     """Told apart by global index: batches draw what the whole does."""
-    rule = S2Guidance(**ONLY_S2, law=Bernoulli(0.4), per_sample=True)
+    rule = S2Guidance(**ONLY_S2, distribution=Bernoulli(0.4), per_sample=True)
     options = {"start": jnp.zeros((64, 2))}
     sets = dropped_sets(rule, **options)
     subsets = (itertools.combinations((1, 2, 3), k) for k in (1, 2, 3))
@@ -155,10 +156,11 @@ def test_masks_are_redrawn_at_each_step_or_kept_for_the_run():
 def test_a_second_evaluation_may_have_its_own_mask():
     @jax.jit
     def draws(step, evaluation):
+        key, index = jax.random.key(0), jnp.arange(3)
         return [
             S2Guidance(2.0, redraw=redraw).draw(
-                jax.random.key(0), step, evaluation, 20, jnp.arange(3)
-            )[0]
+                RandomDraws(key, step, evaluation, 20, index)
+            )["weak"][0]
             for redraw in ("run", "step", "evaluation")
         ]
 

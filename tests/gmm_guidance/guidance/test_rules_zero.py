@@ -28,7 +28,7 @@ from gmm_guidance import (
     expected_cost,
     guided_sample,
 )
-from gmm_guidance.guidance.cfg_zero import ZeroVelocity
+from gmm_guidance.guidance.updates import ZeroVelocity
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Euler
 
@@ -195,7 +195,7 @@ def test_a_weak_term_is_not_added_to_a_step_without_passes():
 
 @pytest.mark.parametrize("zero_steps", [4, 7, 0.8])
 def test_a_run_of_zero_velocity_alone_is_refused(zero_steps):
-    message = f"zero_steps={zero_steps} of CFGZeroStar leaves no step .* run of 4"
+    message = f"after zero_steps={zero_steps} of CFGZeroStar .* this run of 4"
     with pytest.raises(ValueError, match=message):
         plan_segments(CFGZeroStar(2.0, zero_steps), CustomSchedule(LEVELS), Euler())
 
@@ -204,7 +204,7 @@ def test_a_run_of_zero_velocity_alone_is_refused(zero_steps):
     "make, message",
     [
         (lambda: CFGZeroStar(np.nan), "scale must be finite"),
-        (lambda: CFGZeroStar(2.0, -1), r"count >= 0, or a share .*got -1"),
+        (lambda: CFGZeroStar(2.0, -1), r"count >= 0, or a fraction .*got -1"),
         (lambda: CFGZeroStar(2.0, 1.0), r"in \[0, 1\) as a float, got 1.0"),
         (lambda: CFGZeroStar(2.0, -0.1), "got -0.1"),
         (lambda: MAMBOG(np.inf), "scale must be finite"),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gmm_guidance import (
-    CFG,
     Ancestral,
     CFGPlusPlus,
     CustomSchedule,
@@ -16,6 +15,7 @@ from gmm_guidance import (
     guided_sample,
 )
 from gmm_guidance.diffusion.ddpm import DDPM
+from gmm_guidance.sampling.solvers import Step
 
 CHAIN = DDPM()
 
@@ -33,17 +33,9 @@ class OneStep:
 
 
 def step(variance, x, output, sigma, sigma_next, noise):
-    return Ancestral(variance).step(
-        OneStep(output),
-        x,
-        jnp.asarray(sigma, jnp.float32),
-        jnp.asarray(sigma_next, jnp.float32),
-        (),
-        (),
-        lambda: noise,
-        10,
-        False,
-    )[0]
+    levels = (jnp.asarray(s, jnp.float32) for s in (sigma, sigma_next))
+    one = Step(*levels, is_final=False, num_steps=10, noise=lambda: noise)
+    return Ancestral(variance).step(OneStep(output), x, one, (), ())[0]
 
 
 def inputs():
@@ -171,4 +163,3 @@ def test_errors():
             guidance=CFGPlusPlus(0.5),
             solver="ancestral",
         )
-    assert CFG(2.0).needs_label

@@ -80,7 +80,7 @@ def test_bernoulli_is_the_average_by_probability():
             total += weight
             mean += weight * rows_by_block(5, 2, [mask])
             dropped += weight * size
-    rule = S2Guidance(3.0, law=Bernoulli(rate), window=None)
+    rule = S2Guidance(3.0, distribution=Bernoulli(rate), window=None)
     cost = per_evaluation(rule, 5)
     assert cost.shared == pytest.approx(mean / total / 5)
     assert cost.separate == pytest.approx(3 - dropped / total / 5)
@@ -96,7 +96,7 @@ def test_bernoulli_is_the_average_by_probability():
         (AutoGuidance("worse", 1.0), 1, 1),
         (S2Guidance(3.0, 0.0, window=None), 2, 2),
         (S2Guidance(1.0, 0.0, window=None), 1, 1),
-        (S2Guidance(3.0, law=FixedBlocks((1, 3)), window=None), 2.4, 2.6),
+        (S2Guidance(3.0, distribution=FixedBlocks((1, 3)), window=None), 2.4, 2.6),
         (SkipLayer(1.0, (0,), window=None), 1.8, 1.8),
         (S2Guidance(3.0, per_sample=True, window=None), 3, 3),
     ],

@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles.toy_stack import ToyStack
@@ -65,11 +64,10 @@ def test_bad_requests(options, error, message):
     "rule",
     [
         CFG(2.0),
-        CFG(jnp.asarray(1.0)),
         Windowed(CFG(2.0), (0.0, 0.5)),
         Windowed(Unguided(), (0.0, 0.5), outside=CFG(2.0)),
         S2Guidance(2.0),
-        SkipLayer(2.0, (1,)),
+        SkipLayer(2.0, (1,), window=None),
     ],
     ids=lambda rule: type(rule).__name__,
 )
@@ -180,7 +178,7 @@ def test_bad_sigma_windows(low, high):
     [
         ({"num_dropped": 0}, "num_dropped must be at least 1, got 0"),
         ({"num_masks": 0}, 'num_masks must be at least 1 or "all", got 0'),
-        ({"form": "centered"}, "form must be one of centred, .*got 'centered'"),
+        ({"form": "centred"}, "form must be one of centered, .*got 'centred'"),
         ({"redraw": "never"}, "redraw must be one of step, .*got 'never'"),
     ],
 )
@@ -203,11 +201,11 @@ def test_bad_s2(options, message):
 )
 def test_laws_that_do_not_fit_the_model(law, message):
     with pytest.raises(ValueError, match=message):
-        draw(STACK, guidance=S2Guidance(2.0, law=law, window=None))
+        draw(STACK, guidance=S2Guidance(2.0, distribution=law, window=None))
 
 
 def test_all_masks_are_those_of_a_fixed_count():
-    rule = S2Guidance(2.0, law=Bernoulli(0.3), num_masks="all", window=None)
+    rule = S2Guidance(2.0, distribution=Bernoulli(0.3), num_masks="all", window=None)
     with pytest.raises(ValueError, match='num_masks="all".*FixedCount, got Bernoulli'):
         draw(STACK, guidance=rule)
 
