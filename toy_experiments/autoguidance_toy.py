@@ -21,30 +21,31 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.spatial import cKDTree
 
 import gmm_guidance as gg
-from toy_experiments.common.experiment import (
-    Experiment,
+from toy_experiments.common.experiment import Config, Experiment
+from toy_experiments.common.networks import trained
+from toy_experiments.common.records import (
     Metrics,
+    Record,
+    Tables,
     over_seeds,
     plus_minus,
+    single,
 )
-from toy_experiments.common.laboratory import train_on
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.common.workspace import Arrays, Workspace
+from toy_experiments.common.rules import RULE_COLORS, RULE_TITLES, make_rule
+from toy_experiments.common.store import Arrays, Context, Store
+from toy_experiments.common.style import PAGE_WIDTH, TRUTH
 
-PANELS = (  # name, title, colour
-    ("truth", "truth", TRUTH),
-    ("exact/unguided", "exact, no guidance", COLOURS["unguided"]),
-    ("exact/cfg", "exact, CFG", COLOURS["cfg"]),
-    ("unguided", "no guidance", COLOURS["unguided"]),
-    ("cfg", "CFG", COLOURS["cfg"]),
-    ("autoguidance", "AutoGuidance", COLOURS["autoguidance"]),
-    ("s2_alone", "S² alone", COLOURS["naive_s2"]),
-    ("s2", "S² on CFG", COLOURS["s2"]),
+TRAINED_RULES = ("unguided", "cfg", "autoguidance", "s2_alone", "s2")
+#: Panels of the figure: denoiser and rule. As many true samples are the floor.
+PANELS = (
+    ("truth", "truth"),
+    ("exact", "unguided"),
+    ("exact", "cfg"),
+    *(("trained", rule) for rule in TRAINED_RULES),
 )
-RULES = ("unguided", "cfg", "autoguidance", "s2_alone", "s2")
-EXACT_RULES = ("unguided", "cfg")
 _LABEL = 0  # class A
 _PER_BRANCH = 8
 _LOG_SIGMA = (-2.3, 1.5)  # of their training: mean and standard deviation
@@ -52,14 +53,12 @@ _PATHS = 40  # drawn
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoguidanceToyConfig:
-    """Configuration.
+class AutoguidanceToyConfig(Config):
+    """Configuration of ``autoguidance_toy``.
 
     Attributes:
-        seeds: training seeds, at least 2.
-        depth: levels of branching of each tree (7 in the publication).
-        num_samples: samples of each rule and seed, at least 64.
         num_steps: steps of the sampler (Heun).
+        depth: levels of branching of each tree (7 in the publication).
         sigma_min: lowest noise level.
         sigma_max: highest noise level, at which true samples are noised to start.
         train_steps: training steps of the network.
@@ -75,9 +74,8 @@ class AutoguidanceToyConfig:
     """
 
     seeds: int = 3
-    depth: int = 7
     num_samples: int = 2000
-    num_steps: int = 32
+    depth: int = 7
     sigma_min: float = 0.002
     sigma_max: float = 5.0
     train_steps: int = 2400
@@ -91,32 +89,20 @@ class AutoguidanceToyConfig:
     autoguidance_scale: float = 3.0
     s2_scale: float = 0.25
 
-    def __post_init__(self):
-        if self.seeds < 2:
-            raise ValueError(
-                f"seeds must be at least 2, since standard errors are over seeds, got "
-                f"{self.seeds}."
-            )
-        if self.num_samples < 64:
-            raise ValueError(
-                f"num_samples must be at least 64, got {self.num_samples}."
-            )
-        self.schedule()
+    QUICK = Config.QUICK | {
+        "depth": 4,
+        "num_samples": 500,
+        "num_steps": 16,
+        "train_steps": 250,
+        "weak_steps": 30,
+        "width": 32,
+        "weak_width": 16,
+        "batch_size": 256,
+    }
 
-    @classmethod
-    def quick(cls) -> AutoguidanceToyConfig:
-        """A smaller tree, two seeds, a short training."""
-        return cls(
-            seeds=2,
-            depth=4,
-            num_samples=500,
-            num_steps=16,
-            train_steps=250,
-            weak_steps=30,
-            width=32,
-            weak_width=16,
-            batch_size=256,
-        )
+    def __post_init__(self):
+        super().__post_init__()
+        self.schedule()
 
     def schedule(self) -> gg.Karras:
         """The noise levels."""
@@ -139,55 +125,49 @@ class AutoguidanceToyConfig:
             log_sigma_std=_LOG_SIGMA[1],
         )
 
-    def rule(self, name: str, weak_model: Any) -> gg.GuidanceRule:
+    def rule(self, name: str, weak_model: Any = None) -> gg.GuidanceRule:
         """The rule of a name; the weak model is AutoGuidance's."""
-        return {
-            "unguided": gg.Unguided(),
-            "cfg": gg.CFG(self.cfg_scale),
-            "autoguidance": gg.AutoGuidance(weak_model, self.autoguidance_scale),
-            "s2_alone": gg.S2Guidance(1.0, self.s2_scale),
-            "s2": gg.S2Guidance(self.cfg_scale, self.s2_scale),
-        }[name]
+        is_auto = name == "autoguidance"
+        scale = self.autoguidance_scale if is_auto else self.cfg_scale
+        return make_rule(name, scale, self.s2_scale, weak_model=weak_model)
 
 
-def compute(
-    config: AutoguidanceToyConfig, workspace: Workspace
-) -> tuple[Metrics, Arrays]:
+def compute(config: AutoguidanceToyConfig, store: Store) -> tuple[Tables, Arrays]:
     """Samples and numbers of each rule, with exact denoisers and with networks."""
     mixture = config.mixture()
     main, weak = (
-        train_on(
-            workspace,
-            mixture,
-            config.training(is_weak),
-            config.seeds,
-            identity={"tree": config.depth},
-            title="the tree" + (", weak" if is_weak else ""),
-        )
+        trained(store, mixture, config.training(is_weak), config.seeds)
         for is_weak in (False, True)
     )
     judge = _Judge(config, mixture)
-    metrics: Metrics = {"panels": {}}
-    data: Arrays = {"truth": judge.truth(0).astype(np.float32)}
-    total = (1 + len(RULES) + len(EXACT_RULES)) * config.seeds
-    with workspace.reporter.task("autoguidance_toy", total) as task:
-        # As many true samples, against others: what a perfect sampler would give.
-        floor = []
-        for seed in range(config.seeds):
-            floor.append(judge(judge.truth(100 + seed), seed))
-            task.advance(detail="floor")
-        metrics["panels"]["truth"] = over_seeds(floor)
-        for name in (*(f"exact/{n}" for n in EXACT_RULES), *RULES):
+    tables: Tables = {"samples": []}
+    data: Arrays = {}
+    with store.reporter.task("autoguidance_toy", len(PANELS)) as task:
+        for network, name in PANELS:
             values = []
             for seed in range(config.seeds):
-                cell = _samples(config, workspace, mixture, main, weak, name, seed)
+                if network == "truth":  # against others: of a perfect sampler
+                    cell = {"samples": judge.truth(100 + seed)}
+                else:
+                    is_exact = network == "exact"
+                    cell = store.cell(
+                        draw_samples,
+                        mixture,
+                        gg.ExactDenoiser(mixture) if is_exact else main.denoiser(seed),
+                        config.rule(name, None if is_exact else weak.denoiser(seed)),
+                        config.schedule(),
+                        config.num_samples,
+                        seed,
+                    )
                 values.append(judge(cell["samples"], seed))
                 if seed == 0:
-                    data[name] = cell["samples"].astype(np.float32)
-                    data[f"{name}/path"] = cell["path"].astype(np.float32)
-                task.advance(detail=name)
-            metrics["panels"][name] = over_seeds(values)
-    return metrics, data
+                    for key, array in cell.items():
+                        data[f"{network}/{name}/{key}"] = array.astype(np.float32)
+            place = {"network": network, "rule": name}
+            tables["samples"].append(place | over_seeds(values))
+            task.advance(detail=f"{network}, {name}")
+    data["truth"] = judge.truth(0).astype(np.float32)
+    return tables, data
 
 
 class _Judge:
@@ -207,57 +187,66 @@ class _Judge:
         return np.asarray(self._mixture.sample(key, self._count, _LABEL)[0])
 
     def __call__(self, samples: np.ndarray, seed: int) -> dict[str, float]:
-        distances = gg.metrics.compare_to_samples(samples, self.truth(seed))
         log_density = self._log_density(samples)
         part = self._mixture.condition(_LABEL)
-        shares = np.asarray(part.responsibilities(samples), np.float64).mean(0)
-        shares = shares.reshape(-1, _PER_BRANCH).sum(1)
+        fractions = np.asarray(part.responsibilities(samples), np.float64).mean(0)
+        fractions = fractions.reshape(-1, _PER_BRANCH).sum(1)
         return {
-            **distances,
+            **_distances(samples, self.truth(seed)),
             "nll_median": float(-np.median(log_density)),
             "nll_p99": float(-np.quantile(log_density, 0.01)),
             "outside": float(np.mean(log_density < self._threshold)),
-            "branch_variation": float(0.5 * np.abs(shares - self._masses).sum()),
+            "branch_variation": float(0.5 * np.abs(fractions - self._masses).sum()),
         }
 
     def _log_density(self, x: Any) -> np.ndarray:
         return np.asarray(self._mixture.log_prob(x, label=_LABEL), np.float64)
 
 
-def _samples(config, workspace, mixture, main, weak, name: str, seed: int) -> Arrays:
-    """Samples of a rule, ``[n, 2]``, and the first paths, ``[steps + 1, paths, 2]``."""
-    exact = name.startswith("exact/")
-    weak_model = None if exact else weak.denoiser(seed)
-    rule = config.rule(name.removeprefix("exact/"), weak_model)
-    denoiser = gg.ExactDenoiser(mixture) if exact else main.denoiser(seed)
-    data_key, noise_key, mask_key = jax.random.split(jax.random.key(5000 + seed), 3)
-
-    def compute() -> Arrays:
-        clean, _ = mixture.sample(data_key, config.num_samples, _LABEL)
-        noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
-        samples, path = gg.guided_sample(
-            mask_key,
-            denoiser,
-            _LABEL,
-            num_samples=config.num_samples,
-            guidance=rule,
-            schedule=config.schedule(),
-            initial=clean + config.sigma_max * noise,
-            trajectory=True,
-        )
-        return {"samples": np.asarray(samples), "path": np.asarray(path)[:, :_PATHS]}
-
-    description = {
-        "tree": config.depth,
-        "rule": repr(config.rule(name.removeprefix("exact/"), "the weak one")),
-        "networks": "exact"
-        if exact
-        else [repr(main.config), repr(weak.config), main.num_seeds],
-        "seed": seed,
-        "num_samples": config.num_samples,
-        "schedule": repr(config.schedule()),
+def _distances(samples: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Distances between samples and as many true ones."""
+    nearest, _ = cKDTree(samples).query(truth)
+    return {
+        "w2": gg.metrics.wasserstein_2(samples, truth),
+        "sliced_w2": gg.metrics.sliced_wasserstein(samples, truth),
+        "energy_distance": gg.metrics.energy_distance(samples, truth),
+        # From a true sample to the nearest one: large if samples miss a branch.
+        "coverage_distance": float(np.mean(nearest)),
     }
-    return workspace.cell("tree-samples", description, compute)
+
+
+def draw_samples(
+    context: Context,
+    mixture: gg.GaussianMixture,
+    denoiser: Any,
+    rule: gg.GuidanceRule,
+    schedule: gg.Karras,
+    num_samples: int,
+    seed: int,
+) -> Arrays:
+    """Samples of a rule, ``[n, 2]``, and the first paths, ``[steps + 1, paths, 2]``."""
+    data_key, noise_key, mask_key = jax.random.split(jax.random.key(5000 + seed), 3)
+    clean, _ = mixture.sample(data_key, num_samples, _LABEL)
+    noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
+    samples, path = gg.guided_sample(
+        mask_key,
+        denoiser,
+        _LABEL,
+        num_samples=num_samples,
+        guidance=rule,
+        schedule=schedule,
+        initial=clean + schedule.sigma_max * noise,
+        trajectory=True,
+    )
+    return {"samples": np.asarray(samples), "path": np.asarray(path)[:, :_PATHS]}
+
+
+def _look(network: str, rule: str) -> tuple[str, str]:
+    """Title and color of a panel."""
+    if network == "truth":
+        return "truth", TRUTH
+    title = {"s2": "S² on CFG"}.get(rule, RULE_TITLES[rule])
+    return ("exact, " if network == "exact" else "") + title, RULE_COLORS[rule]
 
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
@@ -269,24 +258,22 @@ def _draw_samples(metrics: Metrics, data: Arrays) -> Figure:
     figure, axes = plt.subplots(
         2, 4, figsize=(PAGE_WIDTH, 5.4), sharex=True, sharey=True
     )
-    for ax, (name, title, colour) in zip(axes.flat, PANELS, strict=True):
-        _frame(ax, data, title, colour)
-        if name != "truth":
-            ax.plot(*data[name].T, ".", color=colour, ms=1.0, alpha=0.7, mew=0)
-        panel = metrics["panels"][name]
-        digits = {"sliced_w2": 3, "outside": 3, "branch_variation": 2}
-        names = {"sliced_w2": "sliced W2", "outside": "outside"}
-        names["branch_variation"] = "branch mass"
+    for ax, (network, rule) in zip(axes.flat, PANELS, strict=True):
+        title, color = _look(network, rule)
+        _frame(ax, data, title, color)
+        if network != "truth":
+            samples = data[f"{network}/{rule}/samples"]
+            ax.plot(*samples.T, ".", color=color, ms=1.0, alpha=0.7, mew=0)
+        record = single(metrics, "samples", network=network, rule=rule)
         ax.set_xlabel(
-            "\n".join(
-                f"{label} {plus_minus(panel[key], digits[key])}"
-                for key, label in names.items()
-            ),
+            f"sliced W2 {plus_minus(record['sliced_w2'])}\n"
+            f"outside {plus_minus(record['outside'])}\n"
+            f"branch mass {plus_minus(record['branch_variation'], 2)}",
             fontsize=6.2,
         )
     figure.supxlabel(
-        "grey: true samples of class A. Outside: share below the density that 1 % of "
-        "true samples fall below; branch mass: total variation over branches;\n"
+        "grey: true samples of class A. Outside: fraction below the density that 1 % "
+        "of true samples fall below; branch mass: total variation over branches;\n"
         f"± standard error over {metrics['seeds']} training seeds. Upper left: as many "
         "true samples, the floor",
         fontsize=6.2,
@@ -296,22 +283,21 @@ def _draw_samples(metrics: Metrics, data: Arrays) -> Figure:
 
 def _draw_paths(data: Arrays) -> Figure:
     figure, axes = plt.subplots(
-        1, len(RULES), figsize=(PAGE_WIDTH, 1.75), sharex=True, sharey=True
+        1, len(TRAINED_RULES), figsize=(PAGE_WIDTH, 1.75), sharex=True, sharey=True
     )
-    titles = {name: (title, colour) for name, title, colour in PANELS}
-    for ax, name in zip(axes.flat, RULES, strict=True):
-        title, colour = titles[name]
-        _frame(ax, data, title, colour)
-        path = data[f"{name}/path"]
-        ax.plot(path[..., 0], path[..., 1], color=colour, lw=0.35, alpha=0.8)
-        ax.plot(*path[-1].T, ".", color=colour, ms=2.5, mew=0)
+    for ax, rule in zip(axes.flat, TRAINED_RULES, strict=True):
+        title, color = _look("trained", rule)
+        _frame(ax, data, title, color)
+        path = data[f"trained/{rule}/path"]
+        ax.plot(path[..., 0], path[..., 1], color=color, lw=0.35, alpha=0.8)
+        ax.plot(*path[-1].T, ".", color=color, ms=2.5, mew=0)
     return figure
 
 
-def _frame(ax: Axes, data: Arrays, title: str, colour: str) -> None:
+def _frame(ax: Axes, data: Arrays, title: str, color: str) -> None:
     truth = data["truth"]
     ax.plot(*truth.T, ".", color=TRUTH, ms=0.9, alpha=0.6, mew=0, rasterized=True)
-    ax.set_title(title, color=colour if colour != TRUTH else "black")
+    ax.set_title(title, color=color if color != TRUTH else "black")
     low, high = np.quantile(truth, [0.0, 1.0])
     margin = 0.08 * (high - low)
     limits = (low - margin, high + margin)
@@ -320,30 +306,33 @@ def _frame(ax: Axes, data: Arrays, title: str, colour: str) -> None:
     ax.set_yticks([0.0, 0.5, 1.0])
 
 
-def summarise(metrics: Metrics) -> list[str]:
+def summarize(metrics: Metrics) -> list[str]:
     """Every number of each panel."""
-    lines = []
-    for name, title, _ in PANELS:
-        panel = metrics["panels"][name]
-        title = "true samples (floor)" if name == "truth" else title
-        lines.append(
-            f"{title}: sliced W2 {plus_minus(panel['sliced_w2'])}, W2 "
-            f"{plus_minus(panel['w2'])}, branch mass "
-            f"{plus_minus(panel['branch_variation'])}, outside "
-            f"{plus_minus(panel['outside'])}, NLL median "
-            f"{plus_minus(panel['nll_median'], 2)} and 99 % "
-            f"{plus_minus(panel['nll_p99'], 1)}, nearest-neighbour precision "
-            f"{plus_minus(panel['nn_precision'], 4)}, recall "
-            f"{plus_minus(panel['nn_recall'], 4)}"
+
+    def line(record: Record) -> str:
+        title, _ = _look(record["network"], record["rule"])
+        if record["network"] == "truth":
+            title = "true samples (floor)"
+        return (
+            f"{title}: sliced W2 {plus_minus(record['sliced_w2'])}, W2 "
+            f"{plus_minus(record['w2'])}, energy distance "
+            f"{plus_minus(record['energy_distance'], 4)}, branch mass "
+            f"{plus_minus(record['branch_variation'])}, outside "
+            f"{plus_minus(record['outside'])}, NLL median "
+            f"{plus_minus(record['nll_median'], 2)} and 99 % "
+            f"{plus_minus(record['nll_p99'], 1)}, coverage "
+            f"{plus_minus(record['coverage_distance'], 4)}"
         )
-    return lines
+
+    return [line(record) for record in metrics["tables"]["samples"]]
 
 
 EXPERIMENT = Experiment(
     "autoguidance_toy",
+    "related",
     "the tree of AutoGuidance with numbers: CFG, AutoGuidance, S² and exact CFG",
     AutoguidanceToyConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

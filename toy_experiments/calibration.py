@@ -9,7 +9,6 @@ and the best constant CFG and S² of a grid.
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -20,198 +19,203 @@ from matplotlib.figure import Figure
 import gmm_guidance as gg
 from gmm_guidance.analysis.calibration import Calibration
 from gmm_guidance.guidance.calibrated import feature_name
-from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.experiment import Experiment
+from toy_experiments.common.mixtures import (
+    MIXTURE_TITLES,
+    MIXTURES,
+    MixtureName,
+    make_mixture,
+    relative_schedule,
+)
+from toy_experiments.common.records import (
+    Metrics,
+    Record,
+    Tables,
+    distinct,
+    measurement,
+    over_seeds,
+    select,
+    single,
+)
+from toy_experiments.common.store import Arrays, Context, Format, Store
 from toy_experiments.common.style import (
     COLOURS,
     PAGE_WIDTH,
     TRUTH,
+    draw_measurements,
+    legend_below,
     plain_ticks,
+    shades,
     step_axis,
 )
-from toy_experiments.common.sweeps import (
-    METRICS,
+from toy_experiments.common.sweep import (
+    DISTANCE,
+    AnalysisConfig,
     Grid,
-    measure_rule,
-    over_two_threads,
-    sweep_cell,
+    measure_grid,
+    measure_rules,
 )
-from toy_experiments.common.toys import (
-    TOY_TITLES,
-    TOYS,
-    Budgets,
-    ToyName,
-    make_toy,
-    toy_schedule,
-    train_toy,
-)
-from toy_experiments.common.workspace import Arrays, Workspace
 
-_DISTANCE = METRICS.index("distance")
-RULES = (
-    "no guidance",
-    "calibrated CFG",
-    "calibrated S²",
-    "calibrated, 2 passes",
-    "calibrated, 3 passes",
-    "calibrated, all blocks",
+#: Rules with their look: title, color, marker.
+RULES = {
+    "unguided": ("no guidance", "#000000", "o"),
+    "best_cfg": ("best CFG", COLOURS["cfg"], "s"),
+    "best_s2": ("best S²", COLOURS["s2"], "s"),
+    "calibrated_cfg": ("calibrated CFG", COLOURS["cfg"], "^"),
+    "calibrated_s2": ("calibrated S²", COLOURS["s2"], "^"),
+    "calibrated_2": ("calibrated, 2 passes", COLOURS["autoguidance"], "v"),
+    "calibrated_3": ("calibrated, 3 passes", COLOURS["autoguidance"], "D"),
+    "calibrated_all": ("calibrated, all blocks", COLOURS["naive_s2"], "P"),
+}
+_CALIBRATION = Format(
+    ".json", save=lambda path, found: found.save(path), load=Calibration.load
 )
-GRID_RULES = ("best CFG", "best S²")
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrationConfig:
-    """Configuration.
+class CalibrationConfig(AnalysisConfig):
+    """Configuration of ``calibration``.
 
     Attributes:
-        seeds: training seeds, at least 2.
-        budgets: training lengths and network; those of the phase diagram.
         wide: width of a second network, on the first mixture; 0 for none.
-        grid: the grid search, and how samples are drawn.
-        num_samples: samples of a calibration at each noise level.
+        grid: the grid search; the phase diagram's.
+        calibration_samples: samples of a calibration at each noise level.
     """
 
-    seeds: int = 5
-    budgets: Budgets = Budgets()
+    num_samples: int = 2048
     wide: int = 64
     grid: Grid = Grid()
-    num_samples: int = 16384
+    calibration_samples: int = 16384
 
-    def __post_init__(self):
-        if self.seeds < 2:
-            raise ValueError(
-                f"seeds must be at least 2, since intervals are over seeds, got "
-                f"{self.seeds}."
-            )
-
-    @classmethod
-    def quick(cls) -> CalibrationConfig:
-        """Two seeds, two training lengths, a coarse grid: the phase diagram's."""
-        return cls(
-            seeds=2,
-            budgets=Budgets(steps=(50, 300), batch_size=256),
-            wide=0,
-            grid=Grid((1.0, 2.0), (0.0, 0.25), num_samples=512, num_steps=16),
-            num_samples=2048,
-        )
+    QUICK = AnalysisConfig.QUICK | {
+        "num_samples": 512,
+        "wide": 0,
+        "grid": Grid((1.0, 2.0), (0.0, 0.25)),
+        "calibration_samples": 2048,
+    }
 
     def grid_of(self, width: int) -> Grid:
         """The grid search; that of the wide network is CFG and one omega."""
         if width == self.budgets.width:
             return self.grid
-        omegas = [w for w in self.grid.s2_scales if w]
+        omegas = self.grid.omegas
         omega = 0.25 if 0.25 in omegas else omegas[0]
         return dataclasses.replace(self.grid, s2_scales=(0.0, omega))
 
-    def cases(self) -> list[tuple[ToyName, int, tuple[int, ...]]]:
+    def cases(self) -> list[tuple[MixtureName, int, tuple[int, ...]]]:
         """Mixture, width and training lengths."""
         steps = self.budgets.steps
-        cases = [(toy, self.budgets.width, steps) for toy in TOYS]
+        cases = [(name, self.budgets.width, steps) for name in MIXTURES]
         if self.wide:
             # The lengths that the phase diagram trains its wide network for.
-            cases.append((TOYS[0], self.wide, tuple(s for s in steps if s <= 1000)))
+            cases.append((MIXTURES[0], self.wide, tuple(s for s in steps if s <= 1000)))
         return cases
 
 
-def compute(config: CalibrationConfig, workspace: Workspace) -> tuple[Metrics, Arrays]:
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What was found for one network.
+
+    Attributes:
+        calibration: the calibration.
+        distances: of each rule that is not of the grid.
+        costs: their forward passes per step.
+        grid: distances of the grid search, ``[scales, s2_scales]``.
+        arrays: what the figures show.
+    """
+
+    calibration: Calibration
+    distances: dict[str, float]
+    costs: dict[str, float]
+    grid: np.ndarray
+    arrays: Arrays
+
+
+def compute(config: CalibrationConfig, store: Store) -> tuple[Tables, Arrays]:
     """Calibrate each network, and sample with what was found."""
-    metrics: Metrics = {"cases": {}}
+    tables: Tables = {"rules": [], "networks": [], "exact": []}
     data: Arrays = {}
-    for toy, width, steps in config.cases():
-        training = config.budgets.training(snapshots=steps, width=width)
-        run = train_toy(workspace, toy, training, config.seeds)
+    for name, width, steps in config.cases():
+        run = config.networks(store, name, snapshots=steps, width=width)
+        grid = config.grid_of(width)
+
+        def one(step, seed, name=name, run=run, grid=grid) -> _Found:
+            network = run.denoiser(seed, step).network
+            return _one(config, store, name, network, grid, seed)
+
         items = [(step, seed) for step in steps for seed in range(config.seeds)]
-        name = f"{toy}, width {width}"
-        with workspace.reporter.task(f"calibration, {name}", len(items)) as task:
-
-            def one(item, toy=toy, run=run, task=task):
-                found = _one(config, workspace, toy, run, *item)
-                task.advance(detail=f"{item[0]} steps, seed {item[1]}")
-                return found
-
-            first = one(items[0])
-            found = [first, *over_two_threads(one, items[1:])]
-        result: Metrics = {}
+        found = store.map(f"calibration, {name}, width {width}", one, items)
         for step in steps:
-            own = [f for f, item in zip(found, items, strict=True) if item[0] == step]
-            result[f"{step} steps"] = _numbers(own)
-            for key in own[0]["arrays"]:
-                data[f"{name}/{step}/{key}"] = np.stack([f["arrays"][key] for f in own])
-        metrics["cases"][name] = result
-        data[f"{name}/floor"] = np.array(
-            sweep_cell(workspace, toy, None, 0, 0, config.grid)[0, 0, _DISTANCE]
-        )
-    return metrics, data
+            own = [found[step, seed] for seed in range(config.seeds)]
+            place = {"mixture": name, "width": width, "steps": step}
+            tables["rules"] += [place | row for row in _rule_records(grid, own)]
+            tables["networks"].append(place | _network_record(own))
+            for key in own[0].arrays:
+                stacked = np.stack([f.arrays[key] for f in own])
+                data[f"{name}/{width}/{step}/{key}"] = stacked
+    cfg = Grid(config.grid.scales, (0.0,))
+    for name in MIXTURES:
+        exact = gg.ExactDenoiser(make_mixture(name))
+        floor = measure_grid(store, name, exact, cfg, config, 0)[0, 0, DISTANCE]
+        tables["exact"].append({"mixture": name, "distance": float(floor)})
+    return tables, data
 
 
-def _one(config, workspace, toy: ToyName, run, step: int, seed: int) -> dict[str, Any]:
-    network = run.denoiser(seed, step).network
-    identity = {
-        "toy": toy,
-        "training": repr(run.config),
-        "seeds": run.num_seeds,
-        "step": step,
-        "seed": seed,
-        "num_samples": config.num_samples,
-    }
-    found = _calibrated(workspace, identity, network, toy, config, seed)
-    rules = _rules(found)
-    costs = _costs(config, rules, toy, network.num_blocks)
-
-    def compute() -> Arrays:
-        values = [
-            measure_rule(
-                toy,
-                network,
-                _widened(rule, found),
-                config.grid,
-                seed,
-                mesh=workspace.mesh,
-            )
-            for rule in rules.values()
-        ]
-        return {"metrics": np.array(values)}
-
-    cell = workspace.cell("calibrated", identity | {"grid": repr(config.grid)}, compute)
-    distances = dict(zip(rules, cell["metrics"][:, _DISTANCE].tolist(), strict=True))
-    grid = config.grid_of(run.config.width)
-    sweep = sweep_cell(workspace, toy, run, step, seed, grid)[..., _DISTANCE]
-    return {
-        "distances": distances,
-        "costs": costs,
-        "sweep": sweep,
-        "grid": grid,
-        "calibration": found,
-        "arrays": _arrays(found),
-    }
-
-
-def _calibrated(workspace, identity, network, toy, config, seed) -> Calibration:
-    path = workspace.cell_path("calibration", identity, ".json")
-    if workspace.is_stored(path):
-        try:
-            return Calibration.load(path)
-        except ValueError:
-            path.unlink()  # damaged: measure again
-    found = gg.calibrate(
-        network,
-        make_toy(toy),
-        jax.random.key(900 + seed),
-        num_samples=config.num_samples,
+def _one(
+    config: CalibrationConfig,
+    store: Store,
+    name: MixtureName,
+    network: Any,
+    grid: Grid,
+    seed: int,
+) -> _Found:
+    found = store.cell(
+        calibrate, network, name, config.calibration_samples, seed, format=_CALIBRATION
     )
-    found.save(path)
-    workspace.mark_made(path)
-    return found
-
-
-def _rules(found: Calibration) -> dict[str, gg.GuidanceRule]:
-    return {
-        "no guidance": gg.Unguided(),
-        "calibrated CFG": found.rule(features=("cfg",)),
-        "calibrated S²": found.s2_rule(),
-        "calibrated, 2 passes": found.rule(max_passes=2),
-        "calibrated, 3 passes": found.rule(max_passes=3),
-        "calibrated, all blocks": found.rule(),
+    rules = {
+        "unguided": gg.Unguided(),
+        "calibrated_cfg": found.rule(features=("cfg",)),
+        "calibrated_s2": found.s2_rule(),
+        "calibrated_2": found.rule(max_passes=2),
+        "calibrated_3": found.rule(max_passes=3),
+        "calibrated_all": found.rule(),
     }
+    schedule = relative_schedule(name, config.num_steps)
+    costs = {
+        key: gg.expected_cost(
+            rule, schedule, network.num_blocks, solver="dpmpp_2m"
+        ).shared
+        / config.num_steps
+        for key, rule in rules.items()
+    }
+    values = measure_rules(
+        store,
+        name,
+        network,
+        [_widened(rule, found) for rule in rules.values()],
+        config.num_samples,
+        config.num_steps,
+        seed,
+    )[:, DISTANCE]
+    return _Found(
+        found,
+        dict(zip(rules, values.tolist(), strict=True)),
+        costs,
+        measure_grid(store, name, network, grid, config, seed)[..., DISTANCE],
+        _arrays(found),
+    )
+
+
+def calibrate(
+    context: Context, network: Any, name: MixtureName, num_samples: int, seed: int
+) -> Calibration:
+    """Calibrate a network on its mixture."""
+    return gg.calibrate(
+        network,
+        make_mixture(name),
+        jax.random.key(900 + seed),
+        num_samples=num_samples,
+    )
 
 
 def _widened(rule: gg.GuidanceRule, found: Calibration) -> gg.GuidanceRule:
@@ -224,16 +228,6 @@ def _widened(rule: gg.GuidanceRule, found: Calibration) -> gg.GuidanceRule:
             :, k
         ]
     return gg.CalibratedGuidance(found.sigmas, coefficients, found.features)
-
-
-def _costs(config, rules, toy, num_blocks) -> dict[str, float]:
-    """Forward passes per step."""
-    schedule = toy_schedule(toy, config.grid.num_steps)
-    return {
-        name: gg.expected_cost(rule, schedule, num_blocks, solver="dpmpp_2m").shared
-        / config.grid.num_steps
-        for name, rule in rules.items()
-    }
 
 
 def _arrays(found: Calibration) -> Arrays:
@@ -257,78 +251,76 @@ def _arrays(found: Calibration) -> Arrays:
     }
 
 
-def _numbers(found: list[dict[str, Any]]) -> Metrics:
-    """Distances, costs and error removed, over seeds."""
-    result: Metrics = {
-        "distance": over_seeds([f["distances"] for f in found]),
-        "passes per step": over_seeds([f["costs"] for f in found]),
-    }
-    sweep = np.stack([f["sweep"] for f in found])  # [seeds, scales, s2_scales]
-    grid: Grid = found[0]["grid"]
+def _rule_records(grid: Grid, found: list[_Found]) -> list[Record]:
+    """Distance of each rule over seeds, and its change against the best CFG."""
+    sweep = np.stack([f.grid for f in found])  # [seeds, scales, s2_scales]
     # The best of the grid on average over seeds; then its distance at each seed.
     cfg_at = int(sweep[..., grid.zero].mean(0).argmin())
     s2_only = np.delete(sweep, grid.zero, axis=2)
-    s2_scales = [w for w in grid.s2_scales if w]
-    s2_at = np.unravel_index(s2_only.mean(0).argmin(), s2_only.shape[1:])
-    best_cfg, best_s2 = sweep[:, cfg_at, grid.zero], s2_only[:, s2_at[0], s2_at[1]]
-    result["distance"] |= over_seeds(
-        [{"best CFG": a, "best S²": b} for a, b in zip(best_cfg, best_s2, strict=True)]
-    )
-    result["best CFG scale"] = grid.scales[cfg_at]
-    result["best S² scale"] = grid.scales[s2_at[0]]
-    result["best S² omega"] = s2_scales[s2_at[1]]
-    result["change against best CFG"] = over_seeds(
-        [
-            {name: f["distances"][name] - a for name in RULES}
-            for f, a in zip(found, best_cfg, strict=True)
-        ]
-    )
-    removed = []
-    for f in found:
-        a, c = f["arrays"], f["calibration"]
-        weights = c.weights
-        removed.append(
+    a, b = np.unravel_index(s2_only.mean(0).argmin(), s2_only.shape[1:])
+    best_cfg = sweep[:, cfg_at, grid.zero]
+    records: list[Record] = [
+        {"rule": "best_cfg", "scale": grid.scales[cfg_at], "s2_scale": 0.0}
+        | {"distance": measurement(best_cfg)},
+        {"rule": "best_s2", "scale": grid.scales[a], "s2_scale": grid.omegas[b]}
+        | {"distance": measurement(s2_only[:, a, b])},
+    ]
+    for rule in found[0].distances:
+        distance = np.array([f.distances[rule] for f in found])
+        records.append(
             {
-                "predicted": float(weights @ a["predicted"]),
-                "found": float(weights @ a["removed"]),
-                "share": float(weights @ a["removed"] / (weights @ a["error"])),
-                "smallest share at a level": float((a["removed"] / a["error"]).min()),
+                "rule": rule,
+                "distance": measurement(distance),
+                "minus_best_cfg": measurement(distance - best_cfg),
+                "passes_per_step": measurement([f.costs[rule] for f in found]),
             }
         )
-    result["squared error removed by all blocks"] = over_seeds(removed)
-    result["first ranked features"] = [
-        feature_name(f["calibration"].ranking()[0][0]) for f in found
-    ]
-    result["features of 3 passes"] = [
-        [feature_name(x) for x in f["calibration"].pareto(3)[-1].features]
-        for f in found
-    ]
-    return json.loads(json.dumps(result))
+    return records
+
+
+def _network_record(found: list[_Found]) -> Record:
+    """Squared error removed by all blocks, over seeds, and the features chosen."""
+    removed = []
+    for f in found:
+        a, weights = f.arrays, f.calibration.weights
+        total = float(weights @ a["error"])
+        removed.append(
+            {
+                "removed_predicted": float(weights @ a["predicted"]),
+                "removed": float(weights @ a["removed"]),
+                "removed_fraction": float(weights @ a["removed"]) / total,
+                "smallest_fraction_at_a_level": float(
+                    (a["removed"] / a["error"]).min()
+                ),
+            }
+        )
+    return over_seeds(removed) | {
+        "first_ranked_features": [
+            feature_name(f.calibration.ranking()[0][0]) for f in found
+        ],
+        "features_of_3_passes": [
+            [feature_name(x) for x in f.calibration.pareto(3)[-1].features]
+            for f in found
+        ],
+    }
 
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     """Distances, coefficients both ways, error removed both ways."""
     return {
-        "figure_distance": _draw_distance(metrics, data),
+        "figure_distance": _draw_distance(metrics),
         "figure_coefficients": _draw_coefficients(metrics, data),
         "figure_removed": _draw_removed(metrics, data),
     }
 
 
-_LOOKS = {
-    "no guidance": ("#000000", "o"),
-    "best CFG": (COLOURS["cfg"], "s"),
-    "best S²": (COLOURS["s2"], "s"),
-    "calibrated CFG": (COLOURS["cfg"], "^"),
-    "calibrated S²": (COLOURS["s2"], "^"),
-    "calibrated, 2 passes": (COLOURS["autoguidance"], "v"),
-    "calibrated, 3 passes": (COLOURS["autoguidance"], "D"),
-    "calibrated, all blocks": (COLOURS["naive_s2"], "P"),
-}
+def _cases(metrics: Metrics) -> list[tuple[str, int]]:
+    records = metrics["tables"]["networks"]
+    return list(dict.fromkeys((r["mixture"], r["width"]) for r in records))
 
 
-def _draw_distance(metrics: Metrics, data: Arrays) -> Figure:
-    cases = list(metrics["cases"])
+def _draw_distance(metrics: Metrics) -> Figure:
+    cases = _cases(metrics)
     columns = 2
     rows = -(-len(cases) // columns)
     figure, axes = plt.subplots(
@@ -336,65 +328,62 @@ def _draw_distance(metrics: Metrics, data: Arrays) -> Figure:
     )
     for ax in axes.flat[len(cases) :]:
         ax.set_axis_off()
-    for ax, case in zip(axes.flat, cases, strict=False):
-        result = metrics["cases"][case]
-        steps = [int(k.split()[0]) for k in result]
-        for j, (name, (colour, marker)) in enumerate(_LOOKS.items()):
-            entries = [r["distance"][name] for r in result.values()]
-            shifted = np.array(steps) * 1.04 ** (j - len(_LOOKS) / 2)
-            ax.errorbar(
-                shifted,
-                [e["mean"] for e in entries],
-                yerr=[e["standard_error"] for e in entries],
-                color=colour,
+    for ax, (name, width) in zip(axes.flat, cases, strict=False):
+        for j, (rule, (title, color, marker)) in enumerate(RULES.items()):
+            records = select(metrics, "rules", mixture=name, width=width, rule=rule)
+            steps = distinct(records, "steps")
+            draw_measurements(
+                ax,
+                np.array(steps) * 1.04 ** (j - len(RULES) / 2),
+                [r["distance"] for r in records],
+                color=color,
                 marker=marker,
                 markersize=3,
                 linewidth=0.6,
                 alpha=0.9,
-                label=name,
+                capsize=0,
+                label=title,
             )
-        ax.axhline(float(data[f"{case}/floor"]), color=TRUTH, label="exact denoiser")
-        toy, width = case.split(", ")
-        ax.set_title(f"{TOY_TITLES[toy]}, {width}")
+        floor = single(metrics, "exact", mixture=name)["distance"]
+        ax.axhline(floor, color=TRUTH, label="exact denoiser")
+        ax.set_title(f"{MIXTURE_TITLES[name]}, width {width}")
         step_axis(ax, steps)
         ax.set_yscale("log")
-        plain_ticks(ax)
+        plain_ticks(ax.yaxis)
         ax.set_ylabel("W2 to p(x | label)")
     for ax in axes[-1]:
         ax.set_xlabel("training steps")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3
-    )
+    legend_below(axes[0, 0], 3)
     return figure
 
 
 def _draw_coefficients(metrics: Metrics, data: Arrays) -> Figure:
     """CFG and S² coefficients from data and from the closed form, first seed."""
-    cases = [c for c in metrics["cases"]][: len(TOYS)]
+    cases = _cases(metrics)[: len(MIXTURES)]
     figure, axes = plt.subplots(
         2, len(cases), figsize=(PAGE_WIDTH, 3.8), sharex="col", squeeze=False
     )
-    for column, case in enumerate(cases):
-        lengths = [int(k.split()[0]) for k in metrics["cases"][case]]
-        shades = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(lengths)))
-        for shade, step in zip(shades, lengths, strict=True):
-            prefix = f"{case}/{step}"
+    for column, (name, width) in enumerate(cases):
+        records = select(metrics, "networks", mixture=name, width=width)
+        lengths = distinct(records, "steps")
+        for color, step in zip(shades(len(lengths)), lengths, strict=True):
+            prefix = f"{name}/{width}/{step}"
             sigmas = data[f"{prefix}/sigmas"][0]
             for row in (0, 1):
                 ax = axes[row, column]
-                own = data[f"{prefix}/s2"][0][:, row]
-                error = data[f"{prefix}/s2_error"][0][:, row]
                 ax.errorbar(
-                    sigmas, own, yerr=error, color=shade, linewidth=0.8,
+                    sigmas,
+                    data[f"{prefix}/s2"][0][:, row],
+                    yerr=data[f"{prefix}/s2_error"][0][:, row],
+                    color=color,
+                    linewidth=0.8,
                     label=f"{step} steps",
-                )  # fmt: skip
-                ax.plot(
-                    sigmas, data[f"{prefix}/s2_exact"][0][:, row], "x",
-                    color=shade, markersize=3.5,
-                )  # fmt: skip
+                )
+                exact = data[f"{prefix}/s2_exact"][0][:, row]
+                ax.plot(sigmas, exact, "x", color=color, markersize=3.5)
                 ax.set_xscale("log")
                 ax.axhline(0.0, color="black", linewidth=0.5)
-        axes[0, column].set_title(TOY_TITLES[case.split(", ")[0]])
+        axes[0, column].set_title(MIXTURE_TITLES[name])
         axes[1, column].set_xlabel("noise level σ")
     axes[0, 0].set_ylabel("λ*(σ) − 1")
     axes[1, 0].set_ylabel("ω*(σ)")
@@ -403,77 +392,76 @@ def _draw_coefficients(metrics: Metrics, data: Arrays) -> Figure:
         "form; first seed",
         fontsize=8,
     )
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5
-    )
+    legend_below(axes[0, 0], 5)
     return figure
 
 
 def _draw_removed(metrics: Metrics, data: Arrays) -> Figure:
-    cases = list(metrics["cases"])
+    cases = _cases(metrics)
     figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 3.2), width_ratios=(1, 1.15))
-    ax = axes[0]
     markers = ("o", "s", "^", "D")
     values = []
-    for marker, case in zip(markers, cases, strict=False):
-        for key in metrics["cases"][case]:
-            prefix = f"{case}/{key.split()[0]}"
+    for marker, (name, width) in zip(markers, cases, strict=False):
+        records = select(metrics, "networks", mixture=name, width=width)
+        steps = distinct(records, "steps")
+        for step in steps:
+            prefix = f"{name}/{width}/{step}"
             predicted, found = data[f"{prefix}/predicted"], data[f"{prefix}/removed"]
             shown = found > 0
-            ax.plot(
-                found[shown], np.maximum(predicted[shown], 1e-9), marker,
-                markersize=2, alpha=0.5, color=COLOURS["autoguidance"],
-            )  # fmt: skip
+            axes[0].plot(
+                found[shown],
+                np.maximum(predicted[shown], 1e-9),
+                marker,
+                markersize=2,
+                alpha=0.5,
+                color=COLOURS["autoguidance"],
+            )
             values.append(found[shown])
-    every = np.concatenate(values)
-    ends = [every.min(), every.max()]
-    ax.plot(ends, ends, color="black", linewidth=0.7)
-    ax.set(xscale="log", yscale="log", ylim=(ends[0] / 3, ends[1] * 3))
-    ax.set_xlabel("squared error removed, closed form")
-    ax.set_ylabel("predicted from held-out data")
-    ax = axes[1]
-    for case, marker in zip(reversed(cases), markers, strict=False):
-        result = metrics["cases"][case]
-        steps = [int(k.split()[0]) for k in result]
-        entries = [
-            r["squared error removed by all blocks"]["share"] for r in result.values()
-        ]
-        toy, width = case.split(", ")
-        ax.errorbar(
+        draw_measurements(
+            axes[1],
             steps,
-            [e["mean"] for e in entries],
-            yerr=[e["standard_error"] for e in entries],
+            [r["removed_fraction"] for r in records],
             marker=marker,
             markersize=3,
-            capsize=2,
-            label=f"{TOY_TITLES[toy]}, {width}",
+            label=f"{MIXTURE_TITLES[name]}, width {width}",
         )
-    ax.axhline(0.0, color="black", linewidth=0.5)
-    step_axis(ax, steps)
-    ax.set(ylim=(-0.1, 1.05), xlabel="training steps")
-    ax.set_ylabel("share of the squared error removed")
-    ax.legend(fontsize=6)
+    every = np.concatenate(values)
+    ends = [every.min(), every.max()]
+    axes[0].plot(ends, ends, color="black", linewidth=0.7)
+    axes[0].set(xscale="log", yscale="log", ylim=(ends[0] / 3, ends[1] * 3))
+    axes[0].set_xlabel("squared error removed, closed form")
+    axes[0].set_ylabel("predicted from held-out data")
+    axes[1].axhline(0.0, color="black", linewidth=0.5)
+    step_axis(axes[1], metrics["config"]["budgets"]["steps"])
+    axes[1].set(ylim=(-0.1, 1.05), xlabel="training steps")
+    axes[1].set_ylabel("fraction of the squared error removed")
+    axes[1].legend(fontsize=6)
     return figure
 
 
-def summarise(metrics: Metrics) -> list[str]:
-    """Distances of the calibrated rules beside the best of the grid."""
+def summarize(metrics: Metrics) -> list[str]:
+    """Distances of the calibrated rules and of the best of the grid."""
     lines = []
-    for case, result in metrics["cases"].items():
-        for key, row in result.items():
-            shown = ", ".join(
-                f"{name} {row['distance'][name]['mean']:.3f}"
-                for name in (*GRID_RULES, *RULES)
-            )
-            lines.append(f"{case}, {key}: W2 {shown}")
+    for record in metrics["tables"]["networks"]:
+        place = {k: record[k] for k in ("mixture", "width", "steps")}
+        found = {r["rule"]: r for r in select(metrics, "rules", **place)}
+        shown = ", ".join(
+            f"{title} {found[rule]['distance']['mean']:.3f}"
+            for rule, (title, _, _) in RULES.items()
+        )
+        lines.append(
+            f"{MIXTURE_TITLES[record['mixture']]}, width {record['width']}, "
+            f"{record['steps']} steps: W2 {shown}"
+        )
     return lines
 
 
 EXPERIMENT = Experiment(
     "calibration",
+    "analysis",
     "guidance coefficients read off data, against a grid search",
     CalibrationConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

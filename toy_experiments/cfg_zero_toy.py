@@ -5,11 +5,11 @@ plane, the Jensen-Shannon divergence of the samples against training, and the er
 the guided velocity at the first step beside the norm of the true one: as long as the
 error is the larger, a zero velocity is the better prediction. Neither the mixture nor
 the network is published. Here: four unit Gaussians, the snapshots of one run per seed,
-and the rule's two parts apart, the optimised scale and the zero first step.
+and the rule's two parts apart, the optimized scale and the zero first step.
 
 Levels and solver are those of a rectified flow (even times, Euler). The network is
 trained with EDM's loss at levels whose logarithm is normal with the standard deviation
-of a logistic variable, the law of ``ln sigma`` for even times.
+of a logistic variable, the distribution of ``ln sigma`` for even times.
 """
 
 from __future__ import annotations
@@ -26,45 +26,42 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from gmm_guidance.guidance.updates import ZeroVelocity, velocity_of
-from toy_experiments.common.experiment import (
-    Experiment,
+from gmm_guidance.guidance.updates import velocity_of
+from toy_experiments.common.experiment import Config, Experiment, check_at_least
+from toy_experiments.common.mixtures import balanced_labels, make_mixture
+from toy_experiments.common.networks import trained
+from toy_experiments.common.records import (
     Metrics,
+    Record,
+    Tables,
     over_seeds,
+    paired_change,
     plus_minus,
+    select,
+    single,
 )
-from toy_experiments.common.laboratory import balanced_labels, make_mixture, train_on
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.common.workspace import Arrays, Workspace
+from toy_experiments.common.rules import RULE_COLORS, RULE_TITLES, make_rule
+from toy_experiments.common.store import Arrays, Context, Store
+from toy_experiments.common.style import (
+    COLOURS,
+    PAGE_WIDTH,
+    TRUTH,
+    draw_measurements,
+)
 
-RULES = ("unguided", "cfg", "optimised", "zero", "both")
-_TITLES = {
-    "unguided": "no guidance",
-    "cfg": "CFG",
-    "optimised": "optimised scale alone",
-    "zero": "zero first step alone",
-    "both": "CFG-Zero*",
-}
-_COLOURS = {
-    "unguided": COLOURS["unguided"],
-    "cfg": COLOURS["cfg"],
-    "optimised": COLOURS["naive_s2"],
-    "zero": COLOURS["autoguidance"],
-    "both": COLOURS["s2"],
-}
+RULES = ("unguided", "cfg", "optimized", "zero", "cfg_zero")
+_VARIANTS = ("optimized", "zero", "cfg_zero")  # compared with CFG
 _BINS = np.linspace(-10.0, 10.0, 41)  # for the Jensen-Shannon divergence
 _LOGISTIC_STD = math.pi / math.sqrt(3.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class CFGZeroToyConfig:
-    """Configuration.
+class CFGZeroToyConfig(Config):
+    """Configuration of ``cfg_zero_toy``.
 
     Attributes:
-        seeds: training seeds, at least 2.
-        steps: training lengths, ascending.
-        num_samples: samples of each rule and seed, at least 64.
         num_steps: Euler steps.
+        steps: training lengths, ascending.
         t_max: first time of the flow, in (0, 1).
         scales: total CFG scales; 1 = off. The figure shows the first two.
         zero_steps: first steps of zero velocity (their code has 1).
@@ -74,10 +71,9 @@ class CFGZeroToyConfig:
         batch_size: samples in a training step.
     """
 
-    seeds: int = 5
-    steps: tuple[int, ...] = (10, 50, 100, 200, 500, 1000, 3000)
     num_samples: int = 2048
     num_steps: int = 50
+    steps: tuple[int, ...] = (10, 50, 100, 200, 500, 1000, 3000)
     t_max: float = 0.999
     scales: tuple[float, ...] = (2.0, 4.0)
     zero_steps: int = 1
@@ -86,34 +82,28 @@ class CFGZeroToyConfig:
     num_blocks: int = 8
     batch_size: int = 256
 
+    QUICK = Config.QUICK | {
+        "steps": (10, 50, 200, 500),
+        "num_samples": 1024,
+        "scales": (2.0,),
+    }
+
     def __post_init__(self):
-        if self.seeds < 2:
-            raise ValueError(
-                f"seeds must be at least 2, since standard errors are over seeds, got "
-                f"{self.seeds}."
-            )
-        if self.num_samples < 64:
-            raise ValueError(
-                f"num_samples must be at least 64, got {self.num_samples}."
-            )
+        super().__post_init__()
         if not self.std > 0:
             raise ValueError(f"std must be > 0, got {self.std}.")
         if not self.scales or 1.0 in self.scales:
             raise ValueError(
                 f"scales must be at least one and none of them 1, got {self.scales}."
             )
-        if not 1 <= self.zero_steps < self.num_steps:
+        check_at_least(1, zero_steps=self.zero_steps)
+        if self.zero_steps >= self.num_steps:
             raise ValueError(
-                f"zero_steps must be at least 1 and below num_steps={self.num_steps}, "
-                f"got {self.zero_steps}."
+                f"zero_steps must be below num_steps={self.num_steps}, got "
+                f"{self.zero_steps}."
             )
         self.schedule()
         self.training(1.0)
-
-    @classmethod
-    def quick(cls) -> CFGZeroToyConfig:
-        """Two seeds, four training lengths, one scale."""
-        return cls(seeds=2, steps=(10, 50, 200, 500), num_samples=1024, scales=(2.0,))
 
     def schedule(self) -> gg.FlowSteps:
         """Even times of the flow."""
@@ -131,84 +121,64 @@ class CFGZeroToyConfig:
         )
 
     def rule(self, name: str, scale: float) -> gg.GuidanceRule:
-        """The rule of a name; ``zero`` is CFG after as many steps of zero velocity."""
-        if name == "unguided":
-            return gg.Unguided()
-        if name == "cfg":
-            return gg.CFG(scale)
-        if name == "zero":
-            return ZeroFirst(gg.CFG(scale), self.zero_steps)
-        return gg.CFGZeroStar(scale, 0 if name == "optimised" else self.zero_steps)
+        """The rule of a name."""
+        return make_rule(name, scale, zero_steps=self.zero_steps)
 
 
-@gg.guidance_rule
-class ZeroFirst(gg.RuleWrapper):
-    """A rule after first steps of zero velocity, without CFG-Zero*'s other part."""
+def compute(config: CFGZeroToyConfig, store: Store) -> tuple[Tables, Arrays]:
+    """Distances and first velocities of each rule, length and scale.
 
-    rule: gg.GuidanceRule
-    zero_steps: int = gg.static_field(default=1)
-
-    def at(self, position: Any) -> gg.GuidanceRule:
-        """Zero velocity in the first steps, then the rule."""
-        if position.step < self.zero_steps:
-            return ZeroVelocity()
-        return self.rule.at(position)
-
-
-def compute(config: CFGZeroToyConfig, workspace: Workspace) -> tuple[Metrics, Arrays]:
-    """Distances and first velocities of each rule, length and scale."""
-    mixture = make_mixture(2, config.std)
-    run = train_on(
-        workspace,
-        mixture,
-        config.training(float(mixture.scale)),
-        config.seeds,
-        identity={"dim": 2, "std": config.std},
-        title="four corners",
-    )
-    metrics: Metrics = {"steps": list(config.steps), "scales": {}}
-    metrics["floor"] = _floor(config, mixture)
-    data: Arrays = {"steps": np.array(config.steps)}
-    rows = [("exact", 0), *((str(step), step) for step in config.steps)]
-    total = len(rows) * len(config.scales)
-    with workspace.reporter.task("cfg_zero_toy", total) as task:
-        for scale in config.scales:
-            result: Metrics = {}
-            for row, step in rows:
-                per_rule: Metrics = {}
-                for name in RULES:
-                    values = [
-                        _distances(
-                            config, workspace, mixture, run, step, k, name, scale
-                        )
-                        for k in range(config.seeds)
-                    ]
-                    per_rule[name] = over_seeds(values)
-                per_rule["first_velocity"] = over_seeds(
-                    [
-                        _first_velocity(config, mixture, run, step, k, scale)
-                        for k in range(config.seeds)
-                    ]
-                )
-                result[row] = per_rule
-                task.advance(detail=f"scale {scale:g}, {row} steps")
-            result["paired"] = _paired(config, result)
-            metrics["scales"][f"{scale:g}"] = result
-            for name in RULES:
-                data[f"{scale:g}/{name}"] = np.array(
-                    [result[str(s)][name]["sliced_w2"]["seeds"] for s in config.steps]
-                )
-            for name in ("error", "norm", "class_error"):
-                data[f"{scale:g}/velocity_{name}"] = np.array(
-                    [
-                        result[str(s)]["first_velocity"][name]["seeds"]
-                        for s in config.steps
-                    ]
-                )
-    return metrics, data
+    Exact denoisers have the training length ``None``.
+    """
+    mixture = make_mixture("four_corners", config.std)
+    training = config.training(float(mixture.scale))
+    run = trained(store, mixture, training, config.seeds)
+    tables: Tables = {"samples": [], "velocity": [], "floor": [_floor(config, mixture)]}
+    cases = [(s, steps) for s in config.scales for steps in (None, *config.steps)]
+    with store.reporter.task("cfg_zero_toy", len(cases)) as task:
+        for scale, steps in cases:
+            place = {"scale": scale, "steps": steps}
+            # The bare network: one compilation for all training lengths.
+            models = [
+                gg.ExactDenoiser(mixture)
+                if steps is None
+                else run.denoiser(seed, steps).network
+                for seed in range(config.seeds)
+            ]
+            found: dict[str, Record] = {}
+            for rule in RULES:
+                distances = [
+                    store.cell(
+                        flow_distances,
+                        mixture,
+                        model,
+                        config.rule(rule, scale),
+                        config.schedule(),
+                        config.num_samples,
+                        seed,
+                    )
+                    for seed, model in enumerate(models)
+                ]
+                found[rule] = place | {"rule": rule} | over_seeds(distances)
+                if rule in _VARIANTS:
+                    # Of sliced W2, with the same network and noise.
+                    change = paired_change(found[rule], found["cfg"], "sliced_w2")
+                    found[rule]["minus_cfg"] = change
+                tables["samples"].append(found[rule])
+            velocities = [
+                _first_velocity(config, mixture, model, seed, scale)
+                for seed, model in enumerate(models)
+            ]
+            tables["velocity"].append(place | over_seeds(velocities))
+            task.advance(detail=f"scale {scale:g}, {_title(steps)}")
+    return tables, {}
 
 
-def _floor(config: CFGZeroToyConfig, mixture: gg.GaussianMixture) -> Metrics:
+def _title(steps: int | None) -> str:
+    return "exact" if steps is None else f"{steps} steps"
+
+
+def _floor(config: CFGZeroToyConfig, mixture: gg.GaussianMixture) -> Record:
     """The same numbers of true samples."""
     labels = balanced_labels(mixture, config.num_samples)
     values = []
@@ -218,52 +188,28 @@ def _floor(config: CFGZeroToyConfig, mixture: gg.GaussianMixture) -> Metrics:
     return over_seeds(values)
 
 
-def _paired(config: CFGZeroToyConfig, result: Metrics) -> Metrics:
-    """Change of the distance by each rule against CFG, same network and noise."""
-    paired: Metrics = {}
-    for step in config.steps:
-        row = result[str(step)]
-        base = np.array(row["cfg"]["sliced_w2"]["seeds"])
-        for name in ("optimised", "zero", "both"):
-            change = np.array(row[name]["sliced_w2"]["seeds"]) - base
-            entry = over_seeds([{"change": float(c)} for c in change])
-            paired[f"{step}/{name}"] = entry["change"]
-    return paired
-
-
-def _distances(
-    config, workspace, mixture, run, step: int, seed: int, name: str, scale: float
-) -> dict[str, float]:
-    rule = config.rule(name, scale)
-    schedule = config.schedule()
-    labels = balanced_labels(mixture, config.num_samples)
-
-    def compute() -> Arrays:
-        samples = gg.guided_sample(
-            jax.random.key(6000 + seed),
-            _denoiser(mixture, run, step, seed),
-            labels,
-            num_samples=config.num_samples,
-            guidance=rule,
-            schedule=schedule,
-            solver="euler",
-            initial=_start(config, mixture, seed),
-        )
-        found = _measure(np.asarray(samples), labels, mixture)
-        return {key: np.array(value) for key, value in found.items()}
-
-    description = {
-        "std": config.std,
-        "training": repr(run.config) if step else "exact",
-        "seeds": run.num_seeds if step else 0,
-        "step": step,
-        "seed": seed,
-        "rule": repr(rule),
-        "num_samples": config.num_samples,
-        "schedule": repr(schedule),
-    }
-    cell = workspace.cell("flow-distances", description, compute)
-    return {key: float(value) for key, value in cell.items()}
+def flow_distances(
+    context: Context,
+    mixture: gg.GaussianMixture,
+    denoiser: Any,
+    rule: gg.GuidanceRule,
+    schedule: gg.FlowSteps,
+    num_samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Sample all classes in turn and measure."""
+    labels = balanced_labels(mixture, num_samples)
+    samples = gg.guided_sample(
+        jax.random.key(6000 + seed),
+        denoiser,
+        labels,
+        num_samples=num_samples,
+        guidance=rule,
+        schedule=schedule,
+        solver="euler",
+        initial=_start(mixture, schedule, num_samples, seed),
+    )
+    return _measure(np.asarray(samples), labels, mixture)
 
 
 def _measure(
@@ -303,30 +249,29 @@ def jensen_shannon(samples: np.ndarray, mixture: gg.GaussianMixture) -> float:
     return 0.5 * (divergence(found) + divergence(true))
 
 
-def _denoiser(mixture: gg.GaussianMixture, run: Any, step: int, seed: int) -> Any:
-    # The bare network: one compilation for all training lengths.
-    return run.denoiser(seed, step).network if step else gg.ExactDenoiser(mixture)
-
-
-def _start(config: CFGZeroToyConfig, mixture, seed: int) -> jax.Array:
-    noise = jax.random.normal(
-        jax.random.key(6500 + seed), (config.num_samples, mixture.dim)
-    )
-    return float(config.schedule().sigmas()[0]) * noise
+def _start(
+    mixture: gg.GaussianMixture, schedule: gg.FlowSteps, num_samples: int, seed: int
+) -> jax.Array:
+    noise = jax.random.normal(jax.random.key(6500 + seed), (num_samples, mixture.dim))
+    return float(schedule.sigmas()[0]) * noise
 
 
 def _first_velocity(
-    config, mixture, run, step: int, seed: int, scale: float
+    config: CFGZeroToyConfig,
+    mixture: gg.GaussianMixture,
+    denoiser: Any,
+    seed: int,
+    scale: float,
 ) -> dict[str, float]:
     """Root mean square error of the first guided velocity, beside its true norm."""
-    x = _start(config, mixture, seed)
+    x = _start(mixture, config.schedule(), config.num_samples, seed)
     sigma = jnp.asarray(config.schedule().sigmas()[0], x.dtype)
     labels = jnp.asarray(balanced_labels(mixture, config.num_samples))
     process = gg.RectifiedFlow()
 
-    def velocities(denoiser):
+    def velocities(model):
         class_, none = (
-            velocity_of(process, denoiser(x, sigma, label), x, sigma)
+            velocity_of(process, model(x, sigma, label), x, sigma)
             for label in (labels, jnp.full_like(labels, mixture.num_labels))
         )
         return np.asarray(class_), np.asarray(none + scale * (class_ - none))
@@ -335,7 +280,7 @@ def _first_velocity(
         return float(np.sqrt(np.mean(np.sum(v.astype(np.float64) ** 2, axis=1))))
 
     true_class, true_guided = velocities(gg.ExactDenoiser(mixture))
-    class_, guided = velocities(_denoiser(mixture, run, step, seed))
+    class_, guided = velocities(denoiser)
     return {
         "error": rms(guided - true_guided),
         "norm": rms(true_guided),
@@ -343,12 +288,10 @@ def _first_velocity(
     }
 
 
-# -- figure ----------------------------------------------------------------------------
-
-
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     """A row for each scale: distance, its change, and the first velocity."""
-    scales = list(metrics["scales"])[:2]
+    scales = metrics["config"]["scales"][:2]
+    steps = metrics["config"]["steps"]
     figure, axes = plt.subplots(
         len(scales),
         3,
@@ -356,10 +299,24 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
         sharex=True,
         squeeze=False,
     )
+    floor = metrics["tables"]["floor"][0]["sliced_w2"]["mean"]
     for row, scale in zip(axes, scales, strict=True):
-        _draw_distance(row[0], scale, metrics, data)
-        _draw_change(row[1], scale, metrics)
-        _draw_velocity(row[2], scale, data)
+        row[1].axhline(0.0, color="black", lw=0.6)
+        for rule in RULES:
+            exact, *records = select(metrics, "samples", scale=scale, rule=rule)
+            for ax, field in ((row[0], "sliced_w2"), (row[1], "minus_cfg")):
+                if field in exact:
+                    entries = [r[field] for r in records]
+                    _line(ax, steps, entries, RULE_COLORS[rule], RULE_TITLES[rule])
+                    mean = exact[field]["mean"]
+                    ax.axhline(mean, color=RULE_COLORS[rule], lw=0.6, ls="--")
+        row[0].axhline(floor, color=TRUTH, lw=1.5)
+        row[0].set_yscale("log")
+        row[0].set(ylabel=f"scale {scale:g}\nsliced W2 to p(x | label)")
+        row[0].set_title("distance")
+        row[1].set(ylabel="change of sliced W2 by the rule")
+        row[1].set_title("against CFG, paired")
+        _draw_velocity(row[2], steps, select(metrics, "velocity", scale=scale)[1:])
         for ax in row:
             ax.set_xscale("log")
     for ax in axes[-1]:
@@ -374,92 +331,58 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-def _line(ax: Axes, x: Any, values: np.ndarray, **style: Any) -> None:
-    """Mean and standard error over seeds of ``[steps, seeds]``."""
-    error = values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
-    ax.errorbar(x, values.mean(axis=1), error, marker="o", ms=2.5, lw=1.0, **style)
+def _line(
+    ax: Axes, steps: list[int], entries: list[Record], color: str, label: str
+) -> None:
+    style = {"color": color, "label": label, "marker": "o", "ms": 2.5, "lw": 1.0}
+    draw_measurements(ax, steps, entries, **style)
 
 
-def _draw_distance(ax: Axes, scale: str, metrics: Metrics, data: Arrays) -> None:
-    result = metrics["scales"][scale]
-    for name in RULES:
-        colour = _COLOURS[name]
-        values = data[f"{scale}/{name}"]
-        _line(ax, data["steps"], values, color=colour, label=_TITLES[name])
-        exact = result["exact"][name]["sliced_w2"]["mean"]
-        ax.axhline(exact, color=colour, lw=0.6, ls="--")
-    ax.axhline(metrics["floor"]["sliced_w2"]["mean"], color=TRUTH, lw=1.5)
-    ax.set_yscale("log")
-    ax.set(ylabel=f"scale {scale}\nsliced W2 to p(x | label)", title="distance")
-
-
-def _draw_change(ax: Axes, scale: str, metrics: Metrics) -> None:
-    paired = metrics["scales"][scale]["paired"]
-    exact = metrics["scales"][scale]["exact"]
-    steps = metrics["steps"]
-    ax.axhline(0.0, color="black", lw=0.6)
-    for name in ("optimised", "zero", "both"):
-        values = np.array([paired[f"{s}/{name}"]["seeds"] for s in steps])
-        _line(ax, steps, values, color=_COLOURS[name])
-        change = exact[name]["sliced_w2"]["mean"] - exact["cfg"]["sliced_w2"]["mean"]
-        ax.axhline(change, color=_COLOURS[name], lw=0.6, ls="--")
-    ax.set(ylabel="change of sliced W2 by the rule", title="against CFG, paired")
-
-
-def _draw_velocity(ax: Axes, scale: str, data: Arrays) -> None:
-    _line(
-        ax,
-        data["steps"],
-        data[f"{scale}/velocity_error"],
-        color=COLOURS["cfg"],
-        label="error under CFG",
-    )
-    _line(
-        ax,
-        data["steps"],
-        data[f"{scale}/velocity_class_error"],
-        color="black",
-        label="error without guidance",
-    )
-    norm = data[f"{scale}/velocity_norm"].mean()
+def _draw_velocity(ax: Axes, steps: list[int], records: list[Record]) -> None:
+    _line(ax, steps, [r["error"] for r in records], COLOURS["cfg"], "error under CFG")
+    errors = [r["class_error"] for r in records]
+    _line(ax, steps, errors, "black", "error without guidance")
+    norm = float(np.mean([r["norm"]["mean"] for r in records]))
     ax.axhline(norm, color=TRUTH, lw=1.5, label="norm of the truth under CFG")
     ax.set_ylim(0.0, 1.6 * ax.get_ylim()[1])
     ax.set(ylabel="root mean square", title="velocity at the first step")
     ax.legend(loc="upper right", fontsize=6.2)
 
 
-def summarise(metrics: Metrics) -> list[str]:
+def summarize(metrics: Metrics) -> list[str]:
     """Paired changes, first velocities, exact rows."""
+    floor = metrics["tables"]["floor"][0]
     lines = [
-        f"true samples: sliced W2 {plus_minus(metrics['floor']['sliced_w2'])}, "
-        f"Jensen-Shannon {plus_minus(metrics['floor']['jensen_shannon'])}"
+        f"true samples: sliced W2 {plus_minus(floor['sliced_w2'])}, "
+        f"Jensen-Shannon {plus_minus(floor['jensen_shannon'])}"
     ]
-    for scale, result in metrics["scales"].items():
-        exact = ", ".join(
-            f"{_TITLES[n]} {result['exact'][n]['sliced_w2']['mean']:.3f}" for n in RULES
+    for velocity in metrics["tables"]["velocity"]:
+        place = {"scale": velocity["scale"], "steps": velocity["steps"]}
+        found = {rule: single(metrics, "samples", rule=rule, **place) for rule in RULES}
+        name = f"scale {place['scale']:g}, {_title(place['steps'])}"
+        if place["steps"] is None:
+            exact = ", ".join(
+                f"{RULE_TITLES[n]} {found[n]['sliced_w2']['mean']:.3f}" for n in RULES
+            )
+            lines.append(f"{name}: sliced W2 {exact}")
+            continue
+        changes = ", ".join(
+            f"{RULE_TITLES[n]} {plus_minus(found[n]['minus_cfg'])}" for n in _VARIANTS
         )
-        lines.append(f"scale {scale}, exact: sliced W2 {exact}")
-        for step in metrics["steps"]:
-            row = result[str(step)]
-            velocity = row["first_velocity"]
-            changes = ", ".join(
-                f"{_TITLES[n]} {plus_minus(result['paired'][f'{step}/{n}'])}"
-                for n in ("optimised", "zero", "both")
-            )
-            distance = plus_minus(row["cfg"]["sliced_w2"])
-            lines.append(
-                f"scale {scale}, {step} steps: CFG {distance}; change by {changes}; "
-                f"first velocity off by {velocity['error']['mean']:.2f} of "
-                f"{velocity['norm']['mean']:.2f}"
-            )
+        lines.append(
+            f"{name}: CFG {plus_minus(found['cfg']['sliced_w2'])}; change by "
+            f"{changes}; first velocity off by {velocity['error']['mean']:.2f} of "
+            f"{velocity['norm']['mean']:.2f}"
+        )
     return lines
 
 
 EXPERIMENT = Experiment(
     "cfg_zero_toy",
+    "related",
     "CFG-Zero* against CFG over the length of training, on a rectified flow",
     CFGZeroToyConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

@@ -26,24 +26,30 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import MultipleLocator
 
 import gmm_guidance as gg
-from toy_experiments.common.experiment import Config, Experiment, Metrics
-from toy_experiments.common.laboratory import (
-    REGIME_TITLES,
-    REGIMES,
-    make_mixture,
-    trained,
+from toy_experiments.common.experiment import (
+    Experiment,
+    check_ascending,
+    check_at_least,
 )
+from toy_experiments.common.paper import (
+    NETWORK_TITLES,
+    NETWORKS,
+    PAPER_MIXTURES,
+    REGIMES,
+    PaperConfig,
+    Setting,
+)
+from toy_experiments.common.records import Metrics, Record, Tables, select
+from toy_experiments.common.store import Arrays, Context, Store
 from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.common.workspace import Arrays, Workspace
 
-ROWS = ("exact", *REGIMES)
 PARTS = ("uncond", "cond", "weak")
 LABELS = {1: 1, 2: 3}  # by dimension: the mode +4, the corner (+4, +4)
 _SHOWN_SIGMA = 2.0  # of the static figure and of the sliders at first
 
 
 @dataclasses.dataclass(frozen=True)
-class ExplorerConfig(Config):
+class ExplorerConfig(PaperConfig):
     """Configuration of ``explorer``; it takes no random samples.
 
     Attributes:
@@ -70,6 +76,16 @@ class ExplorerConfig(Config):
     omegas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     num_quantiles: int = 400
 
+    QUICK = PaperConfig.QUICK | {
+        "line_points": 91,
+        "line_levels": 10,
+        "plane_points": 17,
+        "plane_levels": 4,
+        "scales": (1.0, 2.0, 4.0, 8.0),
+        "omegas": (0.0, 0.5, 1.0),
+        "num_quantiles": 200,
+    }
+
     def __post_init__(self):
         super().__post_init__()
         if not self.limit > 0:
@@ -79,40 +95,18 @@ class ExplorerConfig(Config):
                 f"0 < lowest_level < highest_level must hold, got {self.lowest_level} "
                 f"and {self.highest_level}."
             )
-        for name in ("line_points", "line_levels", "plane_points", "plane_levels"):
-            if getattr(self, name) < 2:
-                raise ValueError(
-                    f"{name} must be at least 2, got {getattr(self, name)}."
-                )
-        for name in ("scales", "omegas"):
-            values = getattr(self, name)
-            if len(values) < 2 or list(values) != sorted(set(values)):
-                raise ValueError(
-                    f"{name} must be at least 2 ascending numbers, got {values}."
-                )
-        if self.num_quantiles < 16:
-            raise ValueError(
-                f"num_quantiles must be at least 16, got {self.num_quantiles}."
-            )
-
-    @classmethod
-    def quick(cls) -> ExplorerConfig:
-        """Coarser grids."""
-        base = Config.quick()
-        fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-        coarse = {
-            "line_points": 91,
-            "line_levels": 10,
-            "plane_points": 17,
-            "plane_levels": 4,
-            "scales": (1.0, 2.0, 4.0, 8.0),
-            "omegas": (0.0, 0.5, 1.0),
-            "num_quantiles": 200,
-        }
-        return cls(**fields | coarse)
+        check_at_least(
+            2,
+            line_points=self.line_points,
+            line_levels=self.line_levels,
+            plane_points=self.plane_points,
+            plane_levels=self.plane_levels,
+        )
+        check_ascending(scales=self.scales, omegas=self.omegas)
+        check_at_least(16, num_quantiles=self.num_quantiles)
 
 
-def compute(config: ExplorerConfig, workspace: Workspace) -> tuple[Metrics, Arrays]:
+def compute(config: ExplorerConfig, store: Store) -> tuple[Tables, Arrays]:
     """Fields on a line and in the plane, and outputs on the line."""
     axis = np.linspace(-config.limit, config.limit, config.line_points)
     side = np.linspace(-config.limit, config.limit, config.plane_points)
@@ -125,44 +119,36 @@ def compute(config: ExplorerConfig, workspace: Workspace) -> tuple[Metrics, Arra
         "outputs/scales": np.array(config.scales),
         "outputs/omegas": np.array(config.omegas),
     }
-    runs = {
-        dim: trained(workspace, dim, config.std, config.networks, config.seeds)
-        for dim in (1, 2)
+    settings = {
+        dim: config.setting(store, name) for dim, name in enumerate(PAPER_MIXTURES, 1)
     }
-    with workspace.reporter.task("explorer", 3 * len(ROWS)) as task:
-        for row in ROWS:
+    with store.reporter.task("explorer", 3 * len(NETWORKS)) as task:
+        for row in NETWORKS:
             for dim, name in ((1, "line"), (2, "plane")):
                 parts = _fields(
-                    _denoiser(config, runs[dim], row, dim),
+                    _denoiser(settings[dim], row),
                     data[f"{name}/points"],
                     data[f"{name}/sigmas"],
                     LABELS[dim],
                     config.guidance.num_dropped,
                 )
                 data |= {f"{name}/{row}/{p}": f for p, f in parts.items()}
+                mean = settings[dim].mixture.mean(LABELS[dim])
+                data[f"{name}/mode"] = np.asarray(mean)
                 task.advance(detail=f"{row}, fields in {dim}-D")
-            data[f"outputs/{row}"] = _outputs(config, workspace, runs[1], row)
+            data[f"outputs/{row}"] = _outputs(config, store, settings[1], row)
             task.advance(detail=f"{row}, outputs")
-    mixture = make_mixture(1, config.std)
     levels = (np.arange(config.num_quantiles) + 0.5) / config.num_quantiles
-    data["outputs/truth"] = gg.metrics.quantile(mixture, levels, LABELS[1])
+    data["outputs/truth"] = gg.metrics.quantile(settings[1].mixture, levels, LABELS[1])
     data = {k: np.asarray(v, np.float32) for k, v in data.items()}
-    metrics = {
-        "network_seed": 0,
-        "modes": {
-            str(dim): make_mixture(dim, config.std).mean(label).tolist()
-            for dim, label in LABELS.items()
-        },
-        "outputs": {row: _numbers(data, row) for row in ROWS},
-    }
-    return metrics, data
+    return {"outputs": [r for row in NETWORKS for r in _numbers(data, row)]}, data
 
 
-def _denoiser(config: ExplorerConfig, run: gg.TrainingRun, row: str, dim: int) -> Any:
-    if row == "exact":
-        return gg.ExactDenoiser(make_mixture(dim, config.std))
-    # The bare network, without its training length: one program for all lengths.
-    return run.denoiser(0, config.networks.steps(row)[0]).network
+def _denoiser(setting: Setting, row: str) -> Any:
+    # The first seed, and the bare network without its training length: one program
+    # for all lengths.
+    denoiser = setting.denoiser(row, 0)
+    return denoiser if row == "exact" else denoiser.network
 
 
 def _fields(
@@ -195,45 +181,44 @@ def _network_parts(denoiser, x, sigma, label, masks) -> tuple[jax.Array, ...]:
 
 
 def _outputs(
-    config: ExplorerConfig, workspace: Workspace, run: gg.TrainingRun, row: str
+    config: ExplorerConfig, store: Store, setting: Setting, row: str
 ) -> np.ndarray:
     """Quantiles of the sampler's output, ``[scale, omega, quantile]``, ascending."""
+    # With exact denoisers the S² term vanishes: one omega stands for all.
+    omegas = config.omegas[:1] if row == "exact" else config.omegas
+    rules = [_rule(config, row, s, w) for s in config.scales for w in omegas]
+    quantiles = store.cell(
+        output_quantile_table,
+        _denoiser(setting, row),
+        rules,
+        config.schedule(),
+        config.num_quantiles,
+    )["quantiles"].reshape(len(config.scales), len(omegas), config.num_quantiles)
+    return np.broadcast_to(
+        quantiles, (len(config.scales), len(config.omegas), config.num_quantiles)
+    )
 
-    def compute() -> Arrays:
-        denoiser = _denoiser(config, run, row, 1)
-        # With exact denoisers the S² term vanishes: one omega stands for all.
-        omegas = config.omegas[:1] if row == "exact" else config.omegas
-        quantiles = [
-            gg.quantile_map(
-                denoiser,
-                LABELS[1],
-                guidance=_rule(config, row, scale, omega),
-                schedule=config.schedule(),
-                num_points=config.num_quantiles,
-            )
-            for scale in config.scales
-            for omega in omegas
-        ]
-        shape = (len(config.scales), len(omegas), config.num_quantiles)
-        # Large scales and coarse steps can swap neighbours; the law has no order.
-        return {"quantiles": np.sort(np.reshape(quantiles, shape), axis=-1)}
 
-    description = {
-        "row": row,
-        "label": LABELS[1],
-        "training": None if row == "exact" else repr(run.config),
-        "steps": None if row == "exact" else config.networks.steps(row)[0],
-        "seeds": None if row == "exact" else run.num_seeds,
-        "num_dropped": config.guidance.num_dropped,
-        "std": config.std,
-        "schedule": repr(config.schedule()),
-        "scales": config.scales,
-        "omegas": config.omegas,
-        "num_quantiles": config.num_quantiles,
-    }
-    quantiles = workspace.cell("explorer", description, compute)["quantiles"]
-    shape = (len(config.scales), len(config.omegas), config.num_quantiles)
-    return np.broadcast_to(quantiles, shape)
+def output_quantile_table(
+    context: Context,
+    denoiser: Any,
+    rules: list[gg.GuidanceRule],
+    schedule: gg.Karras,
+    num_quantiles: int,
+) -> Arrays:
+    """Quantiles of the sampler's output under each rule, ``[rule, quantile]``."""
+    quantiles = [
+        gg.quantile_map(
+            denoiser,
+            LABELS[1],
+            guidance=rule,
+            schedule=schedule,
+            num_points=num_quantiles,
+        )
+        for rule in rules
+    ]
+    # Large scales and coarse steps can swap neighbours.
+    return {"quantiles": np.sort(np.stack(quantiles), axis=-1)}
 
 
 def _rule(config, row: str, scale: float, omega: float) -> gg.GuidanceRule:
@@ -248,19 +233,22 @@ def _rule(config, row: str, scale: float, omega: float) -> gg.GuidanceRule:
     )
 
 
-def _numbers(data: Arrays, row: str) -> Metrics:
+def _numbers(data: Arrays, row: str) -> list[Record]:
     """Mean, width and distance to the truth of each output."""
-    result: Metrics = {}
     truth = data["outputs/truth"].astype(np.float64)
-    for i, scale in enumerate(data["outputs/scales"]):
-        for j, omega in enumerate(data["outputs/omegas"]):
-            quantiles = data[f"outputs/{row}"][i, j].astype(np.float64)
-            result[f"scale {scale:g}, omega {omega:g}"] = {
-                "mean_of_output": float(quantiles.mean()),
-                "std_of_output": float(quantiles.std()),
-                "w2": float(np.sqrt(np.mean((quantiles - truth) ** 2))),
-            }
-    return result
+    return [
+        {
+            "network": row,
+            "scale": float(scale),
+            "s2_scale": float(omega),
+            "mean": float(quantiles.mean()),
+            "std": float(quantiles.std()),
+            "w2": float(np.sqrt(np.mean((quantiles - truth) ** 2))),
+        }
+        for i, scale in enumerate(data["outputs/scales"])
+        for j, omega in enumerate(data["outputs/omegas"])
+        for quantiles in [data[f"outputs/{row}"][i, j].astype(np.float64)]
+    ]
 
 
 def guided_field(
@@ -303,7 +291,7 @@ def density_bins(data: Arrays) -> np.ndarray:
     """
     truth = data["outputs/truth"].astype(np.float64)
     centre, width = truth.mean(), truth.std()
-    outputs = np.stack([data[f"outputs/{row}"] for row in ROWS])
+    outputs = np.stack([data[f"outputs/{row}"] for row in NETWORKS])
     low, high = np.quantile(outputs, [0.01, 0.99], axis=-1)
     first = max(-16, np.floor((min(low.min(), truth[0]) - centre) / width) - 1)
     last = min(16, np.ceil((max(high.max(), truth[-1]) - centre) / width) + 1)
@@ -314,12 +302,12 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     """The panels of the report as they are at first."""
     guidance = metrics["config"]["guidance"]
     scales = (guidance["cfg_scale"], guidance["s2_scale"])
-    figure, axes = plt.subplots(len(ROWS), 3, figsize=(PAGE_WIDTH, 6.3))
-    for row, name in enumerate(ROWS):
+    figure, axes = plt.subplots(len(NETWORKS), 3, figsize=(PAGE_WIDTH, 6.3))
+    for row, name in enumerate(NETWORKS):
         sigma = _draw_line(axes[row, 0], data, name, *scales)
         _draw_output(axes[row, 1], data, name, *scales)
         plane_sigma = _draw_plane(axes[row, 2], data, metrics, name, *scales)
-        axes[row, 0].set_ylabel(REGIME_TITLES[name])
+        axes[row, 0].set_ylabel(NETWORK_TITLES[name])
     axes[0, 0].set_title(f"σ × score at σ = {sigma:.2g}")
     axes[0, 1].set_title("density of the sampler's output")
     axes[0, 2].set_title(f"σ × score at σ = {plane_sigma:.2g}")
@@ -382,7 +370,7 @@ def _draw_plane(
     sigma = float(data["plane/sigmas"][level])
     for radius in (1, 2, 3):
         spread = radius * np.sqrt(metrics["config"]["std"] ** 2 + sigma**2)
-        centre = tuple(metrics["modes"]["2"])
+        centre = tuple(data["plane/mode"])
         ax.add_patch(Circle(centre, spread, fill=False, color=TRUTH, lw=0.6))
     longest = max(_length(truth).max(), _length(guided).max())
     thin = _thinned(points)
@@ -415,24 +403,26 @@ def _length(field: np.ndarray) -> np.ndarray:
     return np.sqrt(np.sum(field**2, axis=-1))
 
 
-def summarise(metrics: Metrics) -> list[str]:
+def summarize(metrics: Metrics) -> list[str]:
     """What it is for, and the scales whose output is nearest to the truth."""
     lines = ["to move the sliders: toy-experiments report"]
     for row in REGIMES:
-        outputs = metrics["outputs"][row]
-        best = min(outputs, key=lambda name: outputs[name]["w2"])
+        outputs = select(metrics, "outputs", network=row)
+        best = min(outputs, key=lambda r: r["w2"])
         lines.append(
-            f"{REGIME_TITLES[row]}, first seed: of {len(outputs)} outputs the nearest "
-            f"to the truth has {best}: W2 {outputs[best]['w2']:.3f}"
+            f"{NETWORK_TITLES[row]}, first seed: of {len(outputs)} outputs the nearest "
+            f"to the truth has scale {best['scale']:g}, omega {best['s2_scale']:g}: W2 "
+            f"{best['w2']:.3f}"
         )
     return lines
 
 
 EXPERIMENT = Experiment(
     "explorer",
+    "analysis",
     "precomputed fields and outputs for the report's interactive panels",
     ExplorerConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

@@ -14,70 +14,43 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.common.style import SEQUENTIAL
-from toy_experiments.common.sweeps import METRICS, Grid, measure_rule, over_two_threads
-from toy_experiments.common.toys import (
-    TOY_TITLES,
-    TOYS,
-    Budgets,
-    make_toy,
-    toy_schedule,
-    train_toy,
+from toy_experiments.common.experiment import (
+    Experiment,
+    check_among,
+    check_ascending,
 )
-from toy_experiments.common.workspace import Arrays, Workspace
-
-_METRICS = [METRICS.index(name) for name in ("distance", "outside")]
+from toy_experiments.common.mixtures import (
+    MIXTURE_TITLES,
+    MIXTURES,
+    make_mixture,
+    relative_schedule,
+)
+from toy_experiments.common.records import Metrics, Record, Tables, over_seeds
+from toy_experiments.common.store import Arrays, Store
+from toy_experiments.common.style import SEQUENTIAL
+from toy_experiments.common.sweep import DISTANCE, AnalysisConfig, measure_rules
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidanceWindowsConfig:
-    """Configuration.
+class GuidanceWindowsConfig(AnalysisConfig):
+    """Configuration of ``guidance_windows``.
 
     Attributes:
-        seeds: training seeds, at least 2.
-        budgets: training lengths and network; the networks of the phase diagram.
         shown: the training lengths examined.
         scale: total CFG scale inside the window.
         ends: ends of windows, ascending, in units of the data's standard deviation.
-        num_samples: samples of each window.
-        num_steps: steps of the sampler.
     """
 
-    seeds: int = 5
-    budgets: Budgets = Budgets()
     shown: tuple[int, ...] = (300, 3000)
     scale: float = 2.0
     ends: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 100.0)
-    num_samples: int = 1024
-    num_steps: int = 24
+
+    QUICK = AnalysisConfig.QUICK | {"shown": (300,), "ends": (0.0, 0.1, 1.0, 100.0)}
 
     def __post_init__(self):
-        if self.seeds < 2:
-            raise ValueError(
-                f"seeds must be at least 2, since intervals are over seeds, got "
-                f"{self.seeds}."
-            )
-        if len(self.ends) < 2 or list(self.ends) != sorted(set(self.ends)):
-            raise ValueError(f"ends must be ascending, got {self.ends}.")
-        missing = set(self.shown) - set(self.budgets.steps)
-        if missing:
-            raise ValueError(
-                f"shown must be among budgets.steps {self.budgets.steps}, got "
-                f"{sorted(missing)}."
-            )
-
-    @classmethod
-    def quick(cls) -> GuidanceWindowsConfig:
-        """Two seeds, one training length, four ends."""
-        return cls(
-            seeds=2,
-            budgets=Budgets(steps=(50, 300), batch_size=256),
-            shown=(300,),
-            ends=(0.0, 0.1, 1.0, 100.0),
-            num_samples=256,
-            num_steps=16,
-        )
+        super().__post_init__()
+        check_ascending(ends=self.ends)
+        check_among(self.budgets.steps, "budgets.steps", shown=self.shown)
 
     def windows(self) -> list[tuple[float, float]]:
         """All windows, the whole range among them."""
@@ -96,114 +69,84 @@ def window_curve(
     return gg.SigmaCurve(ascending, np.where(inside, scale, 1.0))
 
 
-def compute(
-    config: GuidanceWindowsConfig, workspace: Workspace
-) -> tuple[Metrics, Arrays]:
-    """Distance and outliers for each window, exact and trained."""
-    windows = config.windows()
-    metrics: Metrics = {
-        "ends": list(config.ends),
-        "shown": list(config.shown),
-        "scale": config.scale,
-        "toys": {},
-    }
+def compute(config: GuidanceWindowsConfig, store: Store) -> tuple[Tables, Arrays]:
+    """Distance for each window, exact (training length ``None``) and trained."""
+    tables: Tables = {"windows": []}
     data: Arrays = {}
-    for toy in TOYS:
-        run = train_toy(workspace, toy, config.budgets.training(), config.seeds)
-        items = [(0, seed) for seed in range(config.seeds)]
-        items += [(step, s) for step in config.shown for s in range(config.seeds)]
-        with workspace.reporter.task(f"windows, {TOY_TITLES[toy]}", len(items)) as task:
-
-            def one(item, toy=toy, run=run, task=task):
-                found = _cell(config, workspace, toy, run, *item)
-                task.advance(detail=f"{item[0]} steps, seed {item[1]}")
-                return found
-
-            # The exact denoiser needs no seeds on a line, where noise is quantiles.
-            found = {items[0]: one(items[0])}
-            rest = items[1:]
-            if make_toy(toy).dim == 1:
-                found |= {item: found[items[0]] for item in rest if item[0] == 0}
-                rest = [item for item in rest if item[0] != 0]
-            found |= dict(zip(rest, over_two_threads(one, rest), strict=True))
-        result: Metrics = {}
-        for step in (0, *config.shown):
-            name = f"{step} steps" if step else "exact"
-            values = np.stack([found[step, s] for s in range(config.seeds)])
-            data[f"{toy}/{name}"] = values
-            result[name] = _numbers(config, windows, values[..., 0])
-        metrics["toys"][toy] = result
-    return metrics, data
-
-
-def _cell(config, workspace, toy, run, step, seed) -> np.ndarray:
-    """``[windows + 1, metric]``, the last without guidance."""
-    mixture = make_toy(toy)
-    scale = float(mixture.scale)
-    levels = toy_schedule(toy, config.num_steps).sigmas()
-    grid = Grid(num_samples=config.num_samples, num_steps=config.num_steps)
-
-    def compute() -> Arrays:
-        model = run.denoiser(seed, step).network if step else gg.ExactDenoiser(mixture)
-        rows = [
-            measure_rule(
-                toy,
-                model,
-                gg.CFG(window_curve(levels, config.scale, lo * scale, hi * scale)),
-                grid,
-                seed,
-                mesh=workspace.mesh,
-            )
-            for lo, hi in [*config.windows(), (0.0, 0.0)]
+    seeds = range(config.seeds)
+    for name in MIXTURES:
+        mixture = make_mixture(name)
+        levels = relative_schedule(name, config.num_steps).sigmas()
+        ends = [(lo, hi) for lo, hi in [*config.windows(), (0.0, 0.0)]]
+        width = float(mixture.scale)
+        rules = [
+            gg.CFG(window_curve(levels, config.scale, lo * width, hi * width))
+            for lo, hi in ends
         ]
-        return {"metrics": np.array(rows)[:, _METRICS]}
+        run = config.networks(store, name)
 
-    description = {
-        "toy": toy,
-        "training": repr(run.config) if step else None,
-        "seeds": run.num_seeds if step else None,
-        "step": step,
-        "seed": seed,
-        "scale": config.scale,
-        "ends": config.ends,
-        "grid": repr(grid),
-    }
-    return workspace.cell("windows", description, compute)["metrics"]
+        def one(step, seed, name=name, mixture=mixture, run=run, rules=rules):
+            exact = gg.ExactDenoiser(mixture)
+            model = exact if step is None else run.denoiser(seed, step).network
+            return measure_rules(
+                store, name, model, rules, config.num_samples, config.num_steps, seed
+            )[:, DISTANCE]
+
+        items = [
+            (step, seed)
+            for step in (None, *config.shown)
+            for seed in seeds
+            # On a line, where noise is quantiles, the exact denoiser needs no seeds.
+            if not (mixture.dim == 1 and step is None and seed)
+        ]
+        found = store.map(
+            f"windows, {name}", one, items, program=lambda item: item[0] is None
+        )
+        for step in (None, *config.shown):
+            distances = np.stack([found.get((step, s), found[step, 0]) for s in seeds])
+            data[f"{name}/{step}"] = distances
+            place = {"mixture": name, "steps": step}
+            tables["windows"].append(place | _best(config, distances))
+    return tables, data
 
 
-def _numbers(config, windows, distances: np.ndarray) -> Metrics:
-    """The best window, the whole range and no guidance, ``[seeds, windows + 1]``."""
+def _best(config: GuidanceWindowsConfig, distances: np.ndarray) -> Record:
+    """The best window, the whole range and no guidance, of ``[seeds, windows + 1]``."""
+    windows = config.windows()
     always = windows.index((config.ends[0], config.ends[-1]))
     best = int(distances[:, :-1].mean(0).argmin())
     rows = [
         {
-            "no guidance": row[-1],
+            "no_guidance": row[-1],
             "always": row[always],
-            "best window": row[best],
-            "best window minus no guidance": row[best] - row[-1],
-            "best window minus always": row[best] - row[always],
+            "best": row[best],
+            "best_minus_no_guidance": row[best] - row[-1],
+            "best_minus_always": row[best] - row[always],
         }
         for row in distances.tolist()
     ]
-    return over_seeds(rows) | {"window": list(windows[best])}
+    return {"best_from": windows[best][0], "best_to": windows[best][1]} | over_seeds(
+        rows
+    )
 
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
-    """A triangle of windows for each toy, exact and trained."""
-    ends = metrics["ends"]
-    names = ["exact", *(f"{s} steps" for s in metrics["shown"])]
+    """A triangle of windows for each mixture, exact and trained."""
+    config = metrics["config"]
+    ends = config["ends"]
+    steps = [None, *config["shown"]]
     figure, axes = plt.subplots(
-        len(TOYS),
-        len(names),
-        figsize=(1.0 + 1.9 * len(names), 1.75 * len(TOYS) + 0.3),
+        len(MIXTURES),
+        len(steps),
+        figsize=(1.0 + 1.9 * len(steps), 1.75 * len(MIXTURES) + 0.3),
         squeeze=False,
     )
     count = len(ends) - 1
     windows = list(itertools.combinations(range(len(ends)), 2))
-    for row, toy in enumerate(TOYS):
-        for column, name in enumerate(names):
+    for row, name in enumerate(MIXTURES):
+        for column, step in enumerate(steps):
             ax = axes[row, column]
-            distances = data[f"{toy}/{name}"][..., 0].mean(0)
+            distances = data[f"{name}/{step}"].mean(0)
             ratio = np.full((count, count), np.nan)
             for (lo, hi), value in zip(windows, distances[:-1], strict=True):
                 ratio[hi - 1, lo] = value / distances[-1]
@@ -220,11 +163,11 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
             labels = [f"{e:g}" if e < 100 else "∞" for e in ends[1:]]
             ax.set_yticks(range(count), labels)
             if row == 0:
-                ax.set_title("exact denoiser" if name == "exact" else f"{name}")
+                ax.set_title(_title(step))
             if column == 0:
-                ax.set_ylabel(f"{TOY_TITLES[toy]}\nto σ =")
+                ax.set_ylabel(f"{MIXTURE_TITLES[name]}\nto σ =")
     figure.supxlabel(
-        f"CFG at λ = {metrics['scale']:g} from σ = … (standard deviations of the data);"
+        f"CFG at λ = {config['scale']:g} from σ = … (standard deviations of the data);"
         f" W2 divided by that without guidance",
         fontsize=7,
     )
@@ -233,26 +176,26 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-def summarise(metrics: Metrics) -> list[str]:
-    """The best window of each toy, exact and trained."""
-    lines = []
-    for toy, result in metrics["toys"].items():
-        for name, row in result.items():
-            lo, hi = row["window"]
-            lines.append(
-                f"{TOY_TITLES[toy]}, {name}: no guidance "
-                f"{row['no guidance']['mean']:.4f}, CFG always "
-                f"{row['always']['mean']:.4f}, best in ({lo:g}, {hi:g}] "
-                f"{row['best window']['mean']:.4f}"
-            )
-    return lines
+def _title(step: int | None) -> str:
+    return "exact denoiser" if step is None else f"{step} training steps"
+
+
+def summarize(metrics: Metrics) -> list[str]:
+    """The best window of each mixture, exact and trained."""
+    return [
+        f"{MIXTURE_TITLES[r['mixture']]}, {_title(r['steps'])}: no guidance "
+        f"{r['no_guidance']['mean']:.4f}, CFG always {r['always']['mean']:.4f}, best "
+        f"in ({r['best_from']:g}, {r['best_to']:g}] {r['best']['mean']:.4f}"
+        for r in metrics["tables"]["windows"]
+    ]
 
 
 EXPERIMENT = Experiment(
     "guidance_windows",
+    "analysis",
     "CFG in every window of noise levels, exact and trained",
     GuidanceWindowsConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

@@ -16,117 +16,123 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.common.experiment import Config, Experiment, Metrics, over_seeds
-from toy_experiments.common.laboratory import (
-    REGIME_TITLES,
-    REGIMES,
+from toy_experiments.common.experiment import Experiment, check_among, check_at_least
+from toy_experiments.common.mixtures import (
+    MIXTURE_TITLES,
+    MixtureName,
     balanced_labels,
-    make_mixture,
-    sample_cell,
-    trained,
 )
-from toy_experiments.common.style import PAGE_WIDTH, REGIME_COLOURS
-from toy_experiments.common.workspace import Arrays, Workspace
+from toy_experiments.common.paper import (
+    NETWORK_TITLES,
+    PAPER_MIXTURES,
+    REGIMES,
+    PaperConfig,
+    Setting,
+)
+from toy_experiments.common.records import (
+    Metrics,
+    Tables,
+    distinct,
+    over_seeds,
+    select,
+    single,
+)
+from toy_experiments.common.store import Arrays, Store
+from toy_experiments.common.style import (
+    NETWORK_COLORS,
+    PAGE_WIDTH,
+    draw_measurements,
+)
+
+ALL = "all"  # the exact expectation over all masks
 
 
 @dataclasses.dataclass(frozen=True)
-class NaiveConfig(Config):
+class NaiveConfig(PaperConfig):
     """Configuration of ``naive_vs_single``.
 
     Attributes:
         num_masks: masks per step that are compared; the exact expectation is added.
         mask_seeds: independent draws of all masks, at least 2, for the same noise.
-        dimensions: mixtures: two modes on a line (1), four corners (2).
+        mixtures: two modes on a line, four corners in the plane.
     """
 
     num_samples: int = 1024
     num_masks: tuple[int, ...] = (1, 2, 4, 8)
     mask_seeds: int = 3
-    dimensions: tuple[int, ...] = (1, 2)
+    mixtures: tuple[MixtureName, ...] = PAPER_MIXTURES
+
+    QUICK = PaperConfig.QUICK | {"num_masks": (1, 2, 4), "mixtures": ("two_modes",)}
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mask_seeds < 2:
-            raise ValueError(f"mask_seeds must be at least 2, got {self.mask_seeds}.")
+        check_at_least(2, mask_seeds=self.mask_seeds)
         if not self.num_masks or min(self.num_masks) < 1:
             raise ValueError(f"num_masks must be positive, got {self.num_masks}.")
-        if not set(self.dimensions) <= {1, 2} or not self.dimensions:
-            raise ValueError(f"dimensions must be 1 or 2, got {self.dimensions}.")
+        check_among(PAPER_MIXTURES, "the paper's", mixtures=self.mixtures)
 
-    @classmethod
-    def quick(cls) -> NaiveConfig:
-        """Fewer masks, on the line alone."""
-        base = Config.quick()
-        fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-        return cls(**fields | {"num_masks": (1, 2, 4), "dimensions": (1,)})
+    def counts(self) -> tuple[int | str, ...]:
+        """Masks per step, the exact expectation last."""
+        return (*self.num_masks, ALL)
+
+    def naive_rule(self, count: int | str) -> gg.S2Guidance:
+        """S² with so many masks per step."""
+        g = self.guidance
+        masks: Any = count
+        return gg.S2Guidance(g.cfg_scale, g.s2_scale, g.num_dropped, num_masks=masks)
 
 
-def compute(config: NaiveConfig, workspace: Workspace) -> tuple[Metrics, Arrays]:
+def compute(config: NaiveConfig, store: Store) -> tuple[Tables, Arrays]:
     """Distance and spread against the number of masks."""
-    counts: tuple[Any, ...] = (*config.num_masks, "all")
-    metrics: Metrics = {"counts": [str(c) for c in counts], "curves": {}, "cost": {}}
-    for count in counts:
+    tables: Tables = {"masks": [], "cost": []}
+    for count in config.counts():
         cost = gg.expected_cost(
-            _rule(config, count), config.schedule(), config.networks.num_blocks
+            config.naive_rule(count), config.schedule(), config.networks.num_blocks
         )
-        metrics["cost"][str(count)] = {
-            "passes_shared_prefix": cost.shared,
-            "passes_separate": cost.separate,
-        }
-    total = len(config.dimensions) * len(REGIMES) * len(counts) * config.seeds
-    with workspace.reporter.task("naive_vs_single", total) as task:
-        for dim in config.dimensions:
-            mixture = make_mixture(dim, config.std)
-            run = trained(workspace, dim, config.std, config.networks, config.seeds)
-            for regime in REGIMES:
-                for count in counts:
-                    values = []
-                    for seed in range(config.seeds):
-                        values.append(
-                            _numbers(
-                                config, workspace, mixture, run, regime, count, seed
-                            )
-                        )
-                        task.advance(detail=f"{dim}-D, {regime}, {count} masks")
-                    metrics["curves"][f"{dim}/{regime}/{count}"] = over_seeds(values)
-    return metrics, {"counts": np.array([str(c) for c in counts])}
+        tables["cost"].append(
+            {
+                "num_masks": count,
+                "passes_shared_prefix": cost.shared,
+                "passes_separate": cost.separate,
+            }
+        )
+    cases = [
+        (name, regime, count)
+        for name in config.mixtures
+        for regime in REGIMES
+        for count in config.counts()
+    ]
+    settings = {name: config.setting(store, name) for name in config.mixtures}
+    with store.reporter.task("naive_vs_single", len(cases)) as task:
+        for name, regime, count in cases:
+            values = [
+                _numbers(config, store, settings[name], regime, count, seed)
+                for seed in range(config.seeds)
+            ]
+            place = {"mixture": name, "network": regime, "num_masks": count}
+            tables["masks"].append(place | over_seeds(values))
+            task.advance(detail=f"{name}, {regime}, {count} masks")
+    return tables, {}
 
 
-def _rule(config: NaiveConfig, count: Any) -> gg.S2Guidance:
-    g = config.guidance
-    return gg.S2Guidance(g.cfg_scale, g.s2_scale, g.num_dropped, num_masks=count)
+def _numbers(
+    config: NaiveConfig,
+    store: Store,
+    setting: Setting,
+    regime: str,
+    count: int | str,
+    seed: int,
+) -> dict[str, float]:
+    def samples(count: int | str, mask_seed: int) -> np.ndarray:
+        rule = config.naive_rule(count)
+        return setting.samples(store, regime, rule, seed, mask_seed)
 
-
-def _numbers(config, workspace, mixture, run, regime, count, seed) -> dict[str, float]:
-    steps, _ = config.networks.steps(regime)
-    rule = _rule(config, count)
-
-    def samples(rule, mask_seed):
-        return sample_cell(
-            workspace,
-            mixture,
-            run.denoiser(seed, steps),
-            rule,
-            identity={
-                "training": repr(run.config),
-                "steps": steps,
-                "seeds": run.num_seeds,
-                "rule": repr(rule),
-                "dim": mixture.dim,
-                "std": config.std,
-            },
-            seed=seed,
-            num_samples=config.num_samples,
-            schedule=config.schedule(),
-            mask_seed=mask_seed,
-        )["samples"]
-
-    draws = range(1 if count == "all" else config.mask_seeds)
-    sets = np.stack([samples(rule, mask_seed) for mask_seed in draws])
-    exact = samples(_rule(config, "all"), 0)
-    labels = balanced_labels(mixture, config.num_samples)
-    name = "w2" if mixture.dim == 1 else "sliced_w2"
-    distances = [gg.metrics.summarise(s, labels, mixture)[name] for s in sets]
+    draws = range(1 if count == ALL else config.mask_seeds)
+    sets = np.stack([samples(count, mask_seed) for mask_seed in draws])
+    exact = samples(ALL, 0)
+    labels = balanced_labels(setting.mixture, config.num_samples)
+    name = "w2" if setting.mixture.dim == 1 else "sliced_w2"
+    distances = [gg.metrics.summarise(s, labels, setting.mixture)[name] for s in sets]
     spread = np.sqrt(np.mean(np.var(sets, axis=0, ddof=1))) if len(sets) > 1 else 0.0
     return {
         "distance": float(np.mean(distances)),
@@ -137,39 +143,32 @@ def _numbers(config, workspace, mixture, run, regime, count, seed) -> dict[str, 
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     """Distance to the truth, and spread over masks, against the number of masks."""
-    counts = [str(c) for c in data["counts"]]
-    dims = sorted({key.split("/")[0] for key in metrics["curves"]})
+    names = metrics["config"]["mixtures"]
     figure, axes = plt.subplots(
-        len(dims), 2, figsize=(PAGE_WIDTH, 0.5 + 2.1 * len(dims)), squeeze=False
+        len(names), 2, figsize=(PAGE_WIDTH, 0.5 + 2.1 * len(names)), squeeze=False
     )
+    counts = distinct(metrics["tables"]["masks"], "num_masks")
     place = np.arange(len(counts))
-    for row, dim in enumerate(dims):
+    for row, name in enumerate(names):
         for regime in REGIMES:
-            curves = [metrics["curves"][f"{dim}/{regime}/{c}"] for c in counts]
-            colour = REGIME_COLOURS[regime]
-            mean = np.array([c["distance"]["mean"] for c in curves])
-            error = np.array([c["distance"]["standard_error"] for c in curves])
-            axes[row, 0].errorbar(
-                place, mean, error, fmt="o-", ms=3, color=colour, capsize=2
+            records = select(metrics, "masks", mixture=name, network=regime)
+            style = {"color": NETWORK_COLORS[regime], "fmt": "o-", "ms": 3}
+            style |= {"capsize": 2, "label": NETWORK_TITLES[regime]}
+            distances = [r["distance"] for r in records]
+            draw_measurements(axes[row, 0], place, distances, **style)
+            spread = [r["spread_over_masks"] for r in records[:-1]]
+            draw_measurements(axes[row, 1], place[:-1], spread, **style)
+            numbers = np.array(counts[:-1], float)
+            expected = spread[0]["mean"] * np.sqrt(numbers[0] / numbers)
+            axes[row, 1].plot(
+                place[:-1], expected, ":", color=NETWORK_COLORS[regime], lw=0.9
             )
-            spread = np.array([c["spread_over_masks"]["mean"] for c in curves[:-1]])
-            error = np.array(
-                [c["spread_over_masks"]["standard_error"] for c in curves[:-1]]
-            )
-            label = REGIME_TITLES[regime]
-            axes[row, 1].errorbar(
-                place[:-1], spread, error, fmt="o-", ms=3, color=colour, capsize=2,
-                label=label,
-            )  # fmt: skip
-            numbers = np.array([float(c) for c in counts[:-1]])
-            law = spread[0] * np.sqrt(numbers[0] / numbers)
-            axes[row, 1].plot(place[:-1], law, ":", color=colour, lw=0.9)
-        distance = "W2" if dim == "1" else "sliced W2"
-        axes[row, 0].set_ylabel(f"{dim}-D: {distance} to the truth")
+        distance = "W2" if name == "two_modes" else "sliced W2"
+        axes[row, 0].set_ylabel(f"{MIXTURE_TITLES[name]}:\n{distance} to the truth")
         axes[row, 1].set_ylabel("rms spread of a sample\nover draws of masks")
         axes[row, 0].set_ylim(bottom=0)
         axes[row, 1].set_yscale("log")
-        ticks = ["exact mean" if c == "all" else c for c in counts]
+        ticks = ["exact mean" if c == ALL else f"{c}" for c in counts]
         axes[row, 0].set_xticks(place, ticks)
         axes[row, 1].set_xticks(place[:-1], ticks[:-1])
         for ax in axes[row]:
@@ -178,28 +177,28 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-def summarise(metrics: Metrics) -> list[str]:
+def summarize(metrics: Metrics) -> list[str]:
     """Distance at one mask and at the exact expectation."""
     lines = []
-    first, last = metrics["counts"][0], metrics["counts"][-1]
-    for key in sorted({k.rsplit("/", 1)[0] for k in metrics["curves"]}):
-        one, exact = (
-            metrics["curves"][f"{key}/{first}"],
-            metrics["curves"][f"{key}/{last}"],
-        )
+    first = metrics["config"]["num_masks"][0]
+    for one in select(metrics, "masks", num_masks=first):
+        place = {"mixture": one["mixture"], "network": one["network"]}
+        exact = single(metrics, "masks", num_masks=ALL, **place)
         lines.append(
-            f"{key.replace('/', '-D ')}: distance {one['distance']['mean']:.3f} with "
-            f"{first} mask, {exact['distance']['mean']:.3f} with the exact mean; masks "
-            f"move a sample by {one['spread_over_masks']['mean']:.4f}"
+            f"{MIXTURE_TITLES[one['mixture']]}, {NETWORK_TITLES[one['network']]}: "
+            f"distance {one['distance']['mean']:.3f} with {first} mask, "
+            f"{exact['distance']['mean']:.3f} with the exact mean; masks move a sample "
+            f"by {one['spread_over_masks']['mean']:.4f}"
         )
     return lines
 
 
 EXPERIMENT = Experiment(
     "naive_vs_single",
+    "paper",
     "Naive S² with several masks, and their exact mean, against one mask",
     NaiveConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

@@ -1,12 +1,13 @@
-"""CFG against the law it is said to sample, p(x) p(label | x)^scale, exactly.
+"""CFG against the distribution it is said to sample, p(x) p(label | x)^scale, exactly.
 
 No network: exact denoisers in one dimension. First the pair of Gaussians N(m, 1) given
 the label and N(0, 2) without, where CFG's probability flow, its reverse diffusion and
-the tilted law are three different Gaussians in closed form (Bradley & Nakkiran 2024,
-arXiv 2408.09000). Then the mixture of N(1, 1) and N(-1, 1) with the bounds of
+the tilted distribution are three different Gaussians in closed form (Bradley & Nakkiran
+2024, arXiv 2408.09000). Then the mixture of N(1, 1) and N(-1, 1) with the bounds of
 Chidambaram et al. 2024 (arXiv 2409.13074): with ``w = scale - 1`` the flow has
 ``P(x >= 0) >= 1 - exp(-Omega(w^2))`` and ``P(x >= sqrt(w)) >= 1 - exp(-Omega(w))``.
-Last the distances between CFG, the tilted law and p(x | label) on four mixtures.
+Last the distances between CFG, the tilted distribution and p(x | label) on four
+mixtures.
 """
 
 from __future__ import annotations
@@ -29,9 +30,22 @@ from gmm_guidance.exact import (
     cfg_sde_moments,
     tilted_moments,
 )
-from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
-from toy_experiments.common.workspace import Arrays, Workspace
+from toy_experiments.common.experiment import Config, Experiment, check_at_least
+from toy_experiments.common.records import (
+    Metrics,
+    Record,
+    Tables,
+    over_seeds,
+    select,
+    single,
+)
+from toy_experiments.common.store import Arrays, Context, Store
+from toy_experiments.common.style import (
+    COLOURS,
+    PAGE_WIDTH,
+    TRUTH,
+    draw_measurements,
+)
 
 PAIR = (1.0, 1.0, 2.0)  # conditional mean and variance, unconditional variance
 CASES = {  # two modes at -+ distance, of one standard deviation, equally likely
@@ -40,32 +54,29 @@ CASES = {  # two modes at -+ distance, of one standard deviation, equally likely
     "S2a": (4.0, 0.5),
     "S2b": (4.0, 1.0),
 }
-LAWS = ("flow", "diffusion", "tilted")
-_LAW_TITLES = {
-    "flow": "CFG, probability flow",
-    "diffusion": "CFG, reverse diffusion",
-    "tilted": "tilted law",
+#: Distributions with their look: title and color.
+KINDS = {
+    "flow": ("CFG, probability flow", COLOURS["cfg"]),
+    "diffusion": ("CFG, reverse diffusion", COLOURS["autoguidance"]),
+    "tilted": ("tilted distribution", TRUTH),
 }
-_LAW_COLOURS = {
-    "flow": COLOURS["cfg"],
-    "diffusion": COLOURS["autoguidance"],
-    "tilted": TRUTH,
-}
+#: The two bounds, on P(x < threshold): exponent of w in the bound.
+BOUNDS = {"zero": 2.0, "root": 1.0}
 _CASE_STYLES = {"G1": "o", "G2": "s", "S2a": "^", "S2b": "v"}
 _LABEL = 1  # the mode on the right
 _REACH = 64.0  # standard deviations of the start: probabilities down to exp(-2000)
 
 
 @dataclasses.dataclass(frozen=True)
-class PowerDistributionConfig:
-    """Configuration; nothing is trained.
+class PowerDistributionConfig(Config):
+    """Configuration of ``power_distribution``; nothing is trained.
 
     Attributes:
         seeds: independent sets of samples of the reverse diffusion, at least 2; all
             else is free of sampling noise.
         num_samples: samples in each, at least 64.
         num_steps: steps of the samplers (Heun), at least 64.
-        num_points: quantiles of a law.
+        num_points: quantiles of a distribution.
         sigma_min: lowest noise level.
         sigma_max: highest noise level.
         scales: total CFG scales of the pair and of the four mixtures, ascending.
@@ -74,7 +85,6 @@ class PowerDistributionConfig:
             far out, and from 80 the start would still be seen at the end.
     """
 
-    seeds: int = 5
     num_samples: int = 65_536
     num_steps: int = 384
     num_points: int = 2000
@@ -84,21 +94,18 @@ class PowerDistributionConfig:
     bound_scales: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
     bound_sigma_max: float = 1000.0
 
+    QUICK = Config.QUICK | {
+        "num_samples": 16_384,
+        "num_steps": 128,
+        "num_points": 1000,
+        "scales": (1.0, 2.0, 4.0, 8.0),
+        "bound_scales": (2.0, 4.0, 8.0, 16.0),
+    }
+
     def __post_init__(self):
-        if self.seeds < 2:
-            raise ValueError(
-                f"seeds must be at least 2, since standard errors are over seeds, got "
-                f"{self.seeds}."
-            )
-        if self.num_samples < 64:
-            raise ValueError(
-                f"num_samples must be at least 64, got {self.num_samples}."
-            )
-        if self.num_steps < 64:
-            raise ValueError(
-                f"num_steps must be at least 64, so that the noise of a step of the "
-                f"reverse diffusion stays small, got {self.num_steps}."
-            )
+        super().__post_init__()
+        # The noise of a step of the reverse diffusion must stay small.
+        check_at_least(64, num_steps=self.num_steps)
         if min(self.scales) < 1 or len(self.scales) < 2:
             raise ValueError(
                 f"scales must be two or more, each at least 1, got {self.scales}."
@@ -110,18 +117,6 @@ class PowerDistributionConfig:
             )
         self.schedule()
         self.bound_schedule()
-
-    @classmethod
-    def quick(cls) -> PowerDistributionConfig:
-        """Fewer samples, steps and scales."""
-        return cls(
-            seeds=2,
-            num_samples=16_384,
-            num_steps=128,
-            num_points=1000,
-            scales=(1.0, 2.0, 4.0, 8.0),
-            bound_scales=(2.0, 4.0, 8.0, 16.0),
-        )
 
     def schedule(self) -> gg.Karras:
         """Noise levels of the deterministic runs."""
@@ -155,69 +150,57 @@ def pair_denoiser(x: jax.Array, sigma: jax.Array, label: Any) -> jax.Array:
     return mean + variance / (variance + sigma**2) * (x - mean)
 
 
-def compute(
-    config: PowerDistributionConfig, workspace: Workspace
-) -> tuple[Metrics, Arrays]:
+def compute(config: PowerDistributionConfig, store: Store) -> tuple[Tables, Arrays]:
     """Numbers of the three parts."""
-    metrics: Metrics = {"scales": list(config.scales)}
-    data: Arrays = {}
-    with workspace.reporter.task("power_distribution", 3) as task:
-        metrics["pair"] = _pair(config, workspace)
+    tables: Tables = {}
+    with store.reporter.task("power_distribution", 3) as task:
+        tables["pair"] = [r for s in config.scales for r in _pair(config, store, s)]
         task.advance(detail="pair of Gaussians")
-        metrics["bounds"] = _bounds(config, data)
+        tables["bounds"], tables["growth"] = _bounds(config)
         task.advance(detail="bounds")
-        metrics["cases"] = {
-            name: _case(config, *case, data, name) for name, case in CASES.items()
-        }
+        tables["cases"] = [r for name in CASES for r in _case(config, name)]
         task.advance(detail="four mixtures")
-    return metrics, data
+    return tables, {}
 
 
 # -- the pair of Gaussians -------------------------------------------------------------
 
 
-def _pair(config: PowerDistributionConfig, workspace: Workspace) -> Metrics:
-    """Measured and closed-form moments at each scale."""
-    result: Metrics = {law: [] for law in LAWS}
-    for scale in config.scales:
-        closed = cfg_ode_moments(*PAIR, scale)
-        # The start at a finite level, which the infinite limit leaves out.
-        finite = cfg_ode_moments(*PAIR, scale, config.sigma_max)
-        mean, variance = _flow_moments(config, scale)
-        result["flow"].append(
-            {
-                "scale": scale,
-                "mean": mean,
-                "variance": variance,
-                "closed_mean": float(closed.mean),
-                "closed_variance": float(closed.variance),
-                "closed_variance_from_sigma_max": float(finite.variance),
-            }
-        )
-        closed = cfg_sde_moments(*PAIR, scale)
-        measured = over_seeds(
-            [
-                _diffusion_moments(config, workspace, scale, seed)
-                for seed in range(config.seeds)
-            ]
-        )
-        result["diffusion"].append(
-            {
-                "scale": scale,
-                **measured,
-                "closed_mean": float(closed.mean),
-                "closed_variance": float(closed.variance),
-            }
-        )
-        tilted = tilted_moments(*PAIR, scale)
-        result["tilted"].append(
-            {
-                "scale": scale,
-                "closed_mean": float(tilted.mean),
-                "closed_variance": float(tilted.variance),
-            }
-        )
-    return result
+def _pair(config: PowerDistributionConfig, store: Store, scale: float) -> list[Record]:
+    """Measured and closed-form moments of each distribution at a scale."""
+    mean, variance = _flow_moments(config, scale)
+    schedule, solver = config.diffusion()
+    moments = [
+        store.cell(diffusion_moments, scale, schedule, solver, config.num_samples, seed)
+        for seed in range(config.seeds)
+    ]
+    measured = {
+        "flow": {
+            "mean": mean,
+            "variance": variance,
+            # The start at a finite level, which the infinite limit leaves out.
+            "closed_variance_from_sigma_max": float(
+                cfg_ode_moments(*PAIR, scale, config.sigma_max).variance
+            ),
+        },
+        "diffusion": over_seeds(moments),
+        "tilted": {},
+    }
+    closed = {
+        "flow": cfg_ode_moments(*PAIR, scale),
+        "diffusion": cfg_sde_moments(*PAIR, scale),
+        "tilted": tilted_moments(*PAIR, scale),
+    }
+    return [
+        {
+            "kind": kind,
+            "scale": scale,
+            **measured[kind],
+            "closed_mean": float(closed[kind].mean),
+            "closed_variance": float(closed[kind].variance),
+        }
+        for kind in KINDS
+    ]
 
 
 def _flow_moments(config: PowerDistributionConfig, scale: float) -> tuple[float, float]:
@@ -238,60 +221,60 @@ def _flow_moments(config: PowerDistributionConfig, scale: float) -> tuple[float,
     return float(points.mean()), float(std**2)
 
 
-def _diffusion_moments(
-    config: PowerDistributionConfig, workspace: Workspace, scale: float, seed: int
-) -> dict[str, float]:
-    schedule, solver = config.diffusion()
-
-    def compute() -> Arrays:
-        samples = gg.guided_sample(
-            jax.random.key(3000 + seed),
-            pair_denoiser,
-            0,
-            num_samples=config.num_samples,
-            guidance=gg.CFG(scale),
-            schedule=schedule,
-            solver=solver,
-            sample_shape=(1,),
-        )
-        x = np.asarray(samples, np.float64)
-        return {"moments": np.array([x.mean(), x.var()])}
-
-    description = {
-        "pair": PAIR,
-        "scale": scale,
-        "seed": seed,
-        "num_samples": config.num_samples,
-        "levels": [config.num_steps, config.sigma_min, config.sigma_max],
-    }
-    mean, variance = workspace.cell("diffusion", description, compute)["moments"]
-    return {"mean": float(mean), "variance": float(variance)}
+def diffusion_moments(
+    context: Context,
+    scale: float,
+    schedule: gg.CustomSchedule,
+    solver: gg.EDMStochastic,
+    num_samples: int,
+    seed: int,
+) -> Arrays:
+    """Mean and variance of samples of CFG's reverse diffusion on the pair."""
+    samples = gg.guided_sample(
+        jax.random.key(3000 + seed),
+        pair_denoiser,
+        0,
+        num_samples=num_samples,
+        guidance=gg.CFG(scale),
+        schedule=schedule,
+        solver=solver,
+        sample_shape=(1,),
+    )
+    x = np.asarray(samples, np.float64)
+    return {"mean": x.mean(), "variance": x.var()}
 
 
 # -- the bounds ------------------------------------------------------------------------
 
 
-def _bounds(config: PowerDistributionConfig, data: Arrays) -> Metrics:
-    """``-log(1 - P)`` at both thresholds, of CFG's flow and of the tilted law.
+def _bounds(config: PowerDistributionConfig) -> tuple[list[Record], list[Record]]:
+    """``-log P(x < threshold)`` for both thresholds, and how it grows.
 
     The flow is monotone: the mass that ends below a threshold is that of the start
     below one point, known as far out as the start is followed.
     """
     mixture = two_modes(*CASES["G2"])
-    weight = np.array(config.bound_scales) - 1.0
-    result: Metrics = {"w": weight.tolist()}
-    for name, thresholds in (("zero", 0.0 * weight), ("root", np.sqrt(weight))):
-        flow, tilted = [], []
-        for scale, threshold in zip(config.bound_scales, thresholds, strict=True):
-            flow.append(_flow_exponent(config, mixture, scale, threshold))
-            tilted.append(_tilted_exponent(mixture, scale, threshold))
-        against = weight**2 if name == "zero" else weight
-        entry: Metrics = {"flow": flow, "tilted": tilted}
-        for law in ("flow", "tilted"):
-            entry[f"{law}_growth"] = growth(against, weight, np.array(entry[law]))
-        result[name] = entry
-        data[f"bounds/{name}"] = np.stack([against, flow, tilted])
-    return result
+    rows, fits = [], []
+    for bound, power in BOUNDS.items():
+        own = []
+        for scale in config.bound_scales:
+            weight = scale - 1.0
+            threshold = 0.0 if bound == "zero" else math.sqrt(weight)
+            own.append(
+                {
+                    "bound": bound,
+                    "w": weight,
+                    "argument": weight**power,
+                    "flow": _flow_exponent(config, mixture, scale, threshold),
+                    "tilted": _tilted_exponent(mixture, scale, threshold),
+                }
+            )
+        w, against = (np.array([r[k] for r in own]) for k in ("w", "argument"))
+        for kind in ("flow", "tilted"):
+            exponent = np.array([r[kind] for r in own])
+            fits.append({"bound": bound, "kind": kind} | growth(against, w, exponent))
+        rows += own
+    return rows, fits
 
 
 def _flow_exponent(config, mixture, scale: float, threshold: float) -> float:
@@ -320,7 +303,7 @@ def _tilted_exponent(mixture, scale: float, threshold: float) -> float:
     return -math.log(below)
 
 
-def growth(against: np.ndarray, weight: np.ndarray, exponent: np.ndarray) -> Metrics:
+def growth(against: np.ndarray, weight: np.ndarray, exponent: np.ndarray) -> Record:
     """How ``-log(1 - P)`` grows with the bound's argument.
 
     Returns:
@@ -354,7 +337,7 @@ def two_modes(distance: float, std: float) -> gg.GaussianMixture:
 def tilted_log_density(
     mixture: gg.GaussianMixture, scale: float, count: int = 8001
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log density of the tilted law of the right mode on a grid that holds it."""
+    """The tilted distribution of the right mode: a grid and its log density there."""
     mean, std = float(mixture.means[_LABEL, 0]), float(mixture.variances.max()) ** 0.5
     grid = np.linspace(mean - 12 * std, mean + 12 * std, count)
     target = TiltedTarget(mixture, _LABEL, scale)
@@ -370,15 +353,9 @@ def _cumulative(grid: np.ndarray, density: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(cells)])
 
 
-def _case(
-    config: PowerDistributionConfig,
-    distance: float,
-    std: float,
-    data: Arrays,
-    name: str,
-) -> list[Metrics]:
+def _case(config: PowerDistributionConfig, name: str) -> list[Record]:
     """Moments and distances at each scale."""
-    mixture = two_modes(distance, std)
+    mixture = two_modes(*CASES[name])
     levels = (np.arange(config.num_points) + 0.5) / config.num_points
     rows = []
     for scale in config.scales:
@@ -399,6 +376,7 @@ def _case(
         second = np.trapezoid((grid - mean) ** 2 * density, grid)
         rows.append(
             {
+                "case": name,
                 "scale": scale,
                 "cfg_mean": float(flow.mean()),
                 "cfg_std": float(flow.std()),
@@ -411,9 +389,6 @@ def _case(
                 ),
             }
         )
-    data[f"cases/{name}"] = np.array(
-        [[r["scale"], r["w2_to_tilted"], r["w2_to_class"]] for r in rows]
-    ).T
     return rows
 
 
@@ -423,10 +398,10 @@ def _case(
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     """Variances, both bounds, and distances."""
     figure, axes = plt.subplots(2, 2, figsize=(PAGE_WIDTH, 5.0))
-    _draw_pair(axes[0, 0], metrics["pair"])
-    for ax, name in ((axes[0, 1], "zero"), (axes[1, 0], "root")):
-        _draw_bound(ax, name, metrics["bounds"], data[f"bounds/{name}"])
-    _draw_cases(axes[1, 1], data)
+    _draw_pair(axes[0, 0], metrics)
+    for ax, bound in zip((axes[0, 1], axes[1, 0]), BOUNDS, strict=True):
+        _draw_bound(ax, bound, metrics)
+    _draw_cases(axes[1, 1], metrics)
     figure.supxlabel(
         "exact denoisers; no sampling noise but in the reverse diffusion, whose error "
         f"bars (± standard error over {metrics['seeds']} draws) are below the markers",
@@ -435,40 +410,39 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-def _draw_pair(ax: Axes, pair: Metrics) -> None:
-    for law in LAWS:
-        rows = pair[law]
+def _draw_pair(ax: Axes, metrics: Metrics) -> None:
+    for kind, (title, color) in KINDS.items():
+        rows = select(metrics, "pair", kind=kind)
         scales = [r["scale"] for r in rows]
-        colour = _LAW_COLOURS[law]
-        closed = [r["closed_variance"] for r in rows]
-        ax.plot(scales, closed, color=colour, label=_LAW_TITLES[law])
-        if law == "flow":
-            ax.plot(scales, [r["variance"] for r in rows], "o", color=colour, ms=3.5)
-        elif law == "diffusion":
-            means = [r["variance"]["mean"] for r in rows]
-            errors = [r["variance"]["standard_error"] for r in rows]
-            ax.errorbar(scales, means, errors, fmt="s", color=colour, ms=3.5)
+        ax.plot(scales, [r["closed_variance"] for r in rows], color=color, label=title)
+        if kind == "flow":
+            ax.plot(scales, [r["variance"] for r in rows], "o", color=color, ms=3.5)
+        elif kind == "diffusion":
+            entries = [r["variance"] for r in rows]
+            draw_measurements(ax, scales, entries, fmt="s", color=color, ms=3.5)
     ax.set_yscale("log")
     ax.set(xlabel="total CFG scale", ylabel="variance of the output")
     ax.set_title("N(1, 1) given the label, N(0, 2) without")
     ax.legend(loc="lower left", title="line: closed form, marker: sampled")
 
 
-def _draw_bound(ax: Axes, name: str, bounds: Metrics, values: np.ndarray) -> None:
-    against, flow, tilted = values
-    fit = bounds[name]["flow_growth"]
-    flow_name = "CFG, probability flow"
-    if name == "zero":
-        start = flow.mean() - fit["slope"] * against.mean()
-        ax.plot(against, start + fit["slope"] * against, color="black", lw=0.6, ls=":")
-        flow_name += f", slope {fit['slope']:.2f}"
-    ax.plot(against, flow, "o-", color=_LAW_COLOURS["flow"], ms=3.5, label=flow_name)
-    ax.plot(
-        against, tilted, "D-", color=_LAW_COLOURS["tilted"], ms=3, label="tilted law"
+def _draw_bound(ax: Axes, bound: str, metrics: Metrics) -> None:
+    rows = select(metrics, "bounds", bound=bound)
+    against, flow, tilted = (
+        np.array([r[k] for r in rows]) for k in ("argument", "flow", "tilted")
     )
-    event, variable = ("x < 0", "w²") if name == "zero" else ("x < √w", "w")
+    titles = {kind: title for kind, (title, _) in KINDS.items()}
+    if bound == "zero":
+        slope = single(metrics, "growth", bound=bound, kind="flow")["slope"]
+        start = flow.mean() - slope * against.mean()
+        ax.plot(against, start + slope * against, color="black", lw=0.6, ls=":")
+        titles["flow"] += f", slope {slope:.2f}"
+    for kind, values, style in (("flow", flow, "o-"), ("tilted", tilted, "D-")):
+        color = KINDS[kind][1]
+        ax.plot(against, values, style, color=color, ms=3.3, label=titles[kind])
+    event, variable = ("x < 0", "w²") if bound == "zero" else ("x < √w", "w")
     ax.set(
-        xlabel=f"{variable} = " + ("(scale − 1)²" if name == "zero" else "scale − 1"),
+        xlabel=f"{variable} = " + ("(scale − 1)²" if bound == "zero" else "scale − 1"),
         ylabel=f"− log P({event})",
     )
     ax.set_title(f"modes N(±1, 1): a bound of the form exp(−Ω({variable}))")
@@ -476,54 +450,65 @@ def _draw_bound(ax: Axes, name: str, bounds: Metrics, values: np.ndarray) -> Non
     ax.legend(loc="upper left")
 
 
-def _draw_cases(ax: Axes, data: Arrays) -> None:
+def _draw_cases(ax: Axes, metrics: Metrics) -> None:
     for name, marker in _CASE_STYLES.items():
-        scale, to_tilted, to_class = data[f"cases/{name}"]
+        rows = select(metrics, "cases", case=name)
+        scale, to_tilted, to_class = (
+            [r[k] for r in rows] for k in ("scale", "w2_to_tilted", "w2_to_class")
+        )
         distance, std = CASES[name]
         label = f"{name}: N(±{distance:g}, {std:g}²)"
         ax.plot(scale, to_tilted, f"{marker}-", color=COLOURS["cfg"], ms=3, label=label)
         ax.plot(scale, to_class, f"{marker}--", color="black", ms=3, lw=0.7)
     ax.set(xlabel="total CFG scale", ylabel="W2 of CFG's output")
-    ax.set_title("solid: to the tilted law, dashed: to p(x | label)")
+    ax.set_title("solid: to the tilted distribution, dashed: to p(x | label)")
     ax.set_ylim(top=1.3 * ax.get_ylim()[1])
     ax.legend(loc="upper left", ncols=2)
 
 
-def summarise(metrics: Metrics) -> list[str]:
+def summarize(metrics: Metrics) -> list[str]:
     """The agreement with the closed forms, the bounds and the distances."""
-    flow = max(
-        abs(r["variance"] / r["closed_variance"] - 1) for r in metrics["pair"]["flow"]
-    )
-    sde = max(
-        abs(r["variance"]["mean"] / r["closed_variance"] - 1)
-        for r in metrics["pair"]["diffusion"]
-    )
+
+    def mean(value: Any) -> float:
+        return value["mean"] if isinstance(value, dict) else value
+
+    worst = {
+        kind: max(
+            abs(mean(r["variance"]) / r["closed_variance"] - 1)
+            for r in select(metrics, "pair", kind=kind)
+        )
+        for kind in ("flow", "diffusion")
+    }
     lines = [
-        f"variance of CFG on the pair: flow within {flow:.2%} of 2^(1 - scale), "
-        f"reverse diffusion within {sde:.2%} of its closed form",
+        f"variance of CFG on the pair: flow within {worst['flow']:.2%} of "
+        f"2^(1 - scale), reverse diffusion within {worst['diffusion']:.2%} of its "
+        f"closed form",
     ]
-    for name, event, argument in (("zero", "x < 0", "w²"), ("root", "x < √w", "w")):
-        g = metrics["bounds"][name]["flow_growth"]
-        t = metrics["bounds"][name]["tilted_growth"]
+    for bound, event, argument in (("zero", "x < 0", "w²"), ("root", "x < √w", "w")):
+        g = single(metrics, "growth", bound=bound, kind="flow")
+        t = single(metrics, "growth", bound=bound, kind="tilted")
         lines.append(
             f"-log P({event}) against {argument}: slope {g['slope']:.3g} (lower half "
             f"{g['lower_slope']:.3g}, upper half {g['upper_slope']:.3g}), grows as "
-            f"w^{g['power']:.2f}; tilted law as w^{t['power']:.2f}"
+            f"w^{g['power']:.2f}; tilted distribution as w^{t['power']:.2f}"
         )
-    for name, rows in metrics["cases"].items():
+    for name in CASES:
         values = ", ".join(
             f"{r['scale']:g}: {r['w2_to_tilted']:.3f} / {r['w2_to_class']:.3f}"
-            for r in rows
+            for r in select(metrics, "cases", case=name)
         )
-        lines.append(f"{name}: W2 to the tilted law / to p(x | label): {values}")
+        lines.append(
+            f"{name}: W2 to the tilted distribution / to p(x | label): {values}"
+        )
     return lines
 
 
 EXPERIMENT = Experiment(
     "power_distribution",
-    "exact CFG against the tilted law p(x) p(label | x)^scale: closed forms and bounds",
+    "related",
+    "exact CFG against p(x) p(label | x)^scale: closed forms and bounds",
     PowerDistributionConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

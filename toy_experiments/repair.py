@@ -1,10 +1,11 @@
-"""CFG, CFG repaired exactly, and S² side by side, against the tilted law.
+"""CFG, CFG repaired exactly, and S² side by side, against the tilted distribution.
 
 CFG is often said to sample ``p(x) p(label | x)^scale``. Its density family misses the
 diffusion equation by ``scale (scale - 1) / 2 |grad log p(label | x)|^2``; particles
-weighted by that defect sample this tilted law from the very same scores. S² leaves the
-defect alone: it changes what the network got wrong. Shown are distances to the tilted
-law and to ``p(x | label)``, and where on the line the pointwise errors sit.
+weighted by that defect sample this tilted distribution from the very same scores. S²
+leaves the defect alone: it changes what the network got wrong. Shown are distances to
+the tilted distribution and to ``p(x | label)``, and where on the line the pointwise
+errors are.
 """
 
 from __future__ import annotations
@@ -16,209 +17,202 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.common.experiment import Experiment, Metrics, over_seeds
+from toy_experiments.common.experiment import Experiment, check_among
+from toy_experiments.common.mixtures import (
+    MIXTURE_TITLES,
+    MixtureName,
+    balanced_start,
+    make_mixture,
+    relative_schedule,
+)
+from toy_experiments.common.records import (
+    Metrics,
+    Record,
+    Tables,
+    exact_value,
+    over_seeds,
+    select,
+    single,
+)
+from toy_experiments.common.store import Arrays, Context, Store
 from toy_experiments.common.style import (
     COLOURS,
     PAGE_WIDTH,
     SEQUENTIAL,
     TRUTH,
+    draw_measurements,
+    legend_below,
     plain_ticks,
 )
-from toy_experiments.common.sweeps import sample_traced
-from toy_experiments.common.toys import (
-    TOY_TITLES,
-    Budgets,
-    ToyName,
-    make_toy,
-    toy_schedule,
-    toy_start,
-    train_toy,
-)
-from toy_experiments.common.workspace import Arrays, Workspace
+from toy_experiments.common.sweep import AnalysisConfig, sample_traced
 
-_TOYS: tuple[ToyName, ...] = ("overlap", "two_modes")
+#: Kinds of samples with their look: title, color, line.
+KINDS = {
+    "cfg_exact": ("CFG, exact", COLOURS["cfg"], "-"),
+    "cfg_repaired": ("CFG repaired", COLOURS["autoguidance"], "-"),
+    "tilted_flow": ("tilted flow", TRUTH, "--"),
+    "cfg_trained": ("CFG, trained", COLOURS["cfg"], ":"),
+    "s2_trained": ("S², trained", COLOURS["s2"], "-"),
+}
+_MIXTURES: tuple[MixtureName, ...] = ("overlap", "two_modes")
 _LABEL = 1
 _TRUE_SAMPLES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
-class RepairConfig:
-    """Configuration.
+class RepairConfig(AnalysisConfig):
+    """Configuration of ``repair``.
 
     Attributes:
         seeds: training seeds, and repeats of the particles, at least 2.
+        num_samples: samples of the deterministic rules: quantiles, without noise.
+        num_steps: steps of the deterministic sampler; the particles take eight times as
+            many.
         budgets: training length and network; the last length is used.
         scales: total CFG scales.
         s2_scale: the paper's omega.
         num_particles: of the weighted sampler.
-        num_steps: steps of the deterministic sampler; the particles take eight times as
-            many.
-        num_samples: samples of the deterministic rules: quantiles, without noise.
         drawn: the scale whose densities and maps are drawn.
     """
 
-    seeds: int = 5
-    budgets: Budgets = Budgets()
+    num_samples: int = 2000
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     s2_scale: float = 0.25
     num_particles: int = 8192
-    num_steps: int = 24
-    num_samples: int = 2000
     drawn: float = 4.0
 
+    QUICK = AnalysisConfig.QUICK | {
+        "num_samples": 500,
+        "scales": (1.0, 2.0, 4.0),
+        "num_particles": 2048,
+    }
+
     def __post_init__(self):
-        if self.seeds < 2:
-            raise ValueError(
-                f"seeds must be at least 2, since intervals are over seeds, got "
-                f"{self.seeds}."
-            )
-        if self.drawn not in self.scales or min(self.scales) < 1:
-            raise ValueError(
-                f"scales must be at least 1 and contain the one drawn, got "
-                f"{self.scales} and {self.drawn}."
-            )
-
-    @classmethod
-    def quick(cls) -> RepairConfig:
-        """Two seeds, three scales, fewer particles."""
-        return cls(
-            seeds=2,
-            budgets=Budgets(steps=(50, 300), batch_size=256),
-            scales=(1.0, 2.0, 4.0),
-            num_particles=2048,
-            num_steps=16,
-            num_samples=500,
-        )
+        super().__post_init__()
+        if min(self.scales) < 1:
+            raise ValueError(f"scales must be at least 1, got {self.scales}.")
+        check_among(self.scales, "scales", drawn=self.drawn)
 
 
-def compute(config: RepairConfig, workspace: Workspace) -> tuple[Metrics, Arrays]:
+def compute(config: RepairConfig, store: Store) -> tuple[Tables, Arrays]:
     """Distances of each sampler, densities and maps at one scale."""
-    metrics: Metrics = {
-        "scales": list(config.scales),
-        "drawn": config.drawn,
-        "s2_scale": config.s2_scale,
-        "steps": config.budgets.steps[-1],
-        "toys": {},
-    }
+    tables: Tables = {"samples": [], "scales": []}
     data: Arrays = {}
-    for toy in _TOYS:
-        run = train_toy(workspace, toy, config.budgets.training(), config.seeds)
-        result: Metrics = {}
-        with workspace.reporter.task(f"repair, {toy}", len(config.scales)) as task:
-            for scale in config.scales:
-                found = _cell(config, workspace, toy, run, scale)
-                result[f"{scale:g}"] = _numbers(toy, scale, found)
-                if scale == config.drawn:
-                    for name, values in found.items():
-                        data[f"{toy}/{name}"] = values
-                    data |= _maps(toy, scale)
-                task.advance(detail=f"scale {scale:g}")
-        metrics["toys"][toy] = result
-    return metrics, data
-
-
-def _cell(config, workspace, toy: ToyName, run, scale: float) -> Arrays:
-    """Samples of every kind at one scale."""
-    mixture = make_toy(toy)
-    schedule = toy_schedule(toy, config.num_steps)
-
-    def compute() -> Arrays:
-        exact = gg.ExactDenoiser(mixture)
-        tilted = gg.exact.TiltedTarget(mixture, _LABEL, scale)
-        _, start = toy_start(toy, schedule, 2 * config.num_samples, 0)
-        start = start[::2]  # the quantiles of one label
-        labels = np.full(len(start), _LABEL, np.int32)
-
-        def draw(model: Any, rule: gg.GuidanceRule, seed: int = 0) -> np.ndarray:
-            key = jax.random.key(1000 + seed)
-            found = sample_traced(
-                model, rule, schedule, key, labels, start, workspace.mesh
-            )
-            return found[:, 0]
-
-        cfg, s2 = gg.CFG(scale), gg.S2Guidance(scale, config.s2_scale)
+    for name in _MIXTURES:
+        run = config.networks(store, name)
         networks = [run.denoiser(s).network for s in range(config.seeds)]
-        repaired, ess = [], []
-        for seed in range(config.seeds):
-            particles = gg.exact.repaired_sample(
-                jax.random.key(40 + seed),
-                mixture,
-                _LABEL,
-                scale,
-                config.num_particles,
-                toy_schedule(toy, 8 * config.num_steps),
-            )
-            repaired.append(particles.resample(jax.random.key(60 + seed))[:, 0])
-            ess.append(np.asarray(particles.ess).min() / config.num_particles)
-        flow = sample_traced(
-            tilted, gg.Unguided(), schedule, jax.random.key(0), labels, start
-        )
-        return {
-            "tilted": np.asarray(tilted.sample(jax.random.key(5), _TRUE_SAMPLES))[:, 0],
-            "floor": np.asarray(tilted.sample(jax.random.key(6), config.num_particles)),
-            "tilted flow": flow[:, 0],
-            "CFG, exact": draw(exact, cfg),
-            "CFG repaired": np.stack([np.asarray(r) for r in repaired]),
-            "CFG, trained": np.stack([draw(n, cfg) for n in networks]),
-            "S², trained": np.stack([draw(n, s2, k) for k, n in enumerate(networks)]),
-            "ess": np.array(ess),
-        }
-
-    description = {
-        "toy": toy,
-        "training": repr(run.config),
-        "scale": scale,
-        "config": repr(dataclasses.replace(config, scales=(config.drawn,))),
-    }
-    return workspace.cell("repair", description, compute)
+        with store.reporter.task(f"repair, {name}", len(config.scales)) as task:
+            for scale in config.scales:
+                found = store.cell(
+                    draw_samples, name, networks, scale, config.s2_scale,
+                    config.num_samples, config.num_particles, config.num_steps,
+                )  # fmt: skip
+                place = {"mixture": name, "scale": scale}
+                for kind in KINDS:
+                    distances = _distances(name, found["tilted"], found[kind])
+                    tables["samples"].append(place | {"kind": kind} | distances)
+                tables["scales"].append(place | _exact_numbers(name, scale, found))
+                if scale == config.drawn:
+                    data |= {f"{name}/{key}": values for key, values in found.items()}
+                    data |= _maps(name, scale)
+                task.advance(detail=f"scale {scale:g}")
+    return tables, data
 
 
-KINDS = ("CFG, exact", "CFG repaired", "tilted flow", "CFG, trained", "S², trained")
-
-
-def _numbers(toy: ToyName, scale: float, found: Arrays) -> Metrics:
-    """W2 of each kind to the tilted law and to ``p(x | label)``."""
-    mixture, w2 = make_toy(toy), gg.metrics.wasserstein_1d
-    result: Metrics = {}
-    for kind in KINDS:
-        sets = np.atleast_2d(found[kind])
-        rows = [
-            {"to tilted": w2(x, found["tilted"]), "to p(x | label)": w2(x, mixture, 1)}
-            for x in sets
-        ]
-        if len(rows) > 1:
-            result[kind] = over_seeds(rows)
-        else:
-            result[kind] = {
-                k: {"mean": v, "standard_error": 0.0} for k, v in rows[0].items()
-            }
-    result["floor"] = w2(found["floor"][:, 0], found["tilted"])
-    result["smallest effective share of particles"] = float(found["ess"].min())
+def draw_samples(
+    context: Context,
+    name: MixtureName,
+    networks: list[Any],
+    scale: float,
+    s2_scale: float,
+    num_samples: int,
+    num_particles: int,
+    num_steps: int,
+) -> Arrays:
+    """Samples of every kind at one scale; those of networks and particles by seed."""
+    mixture = make_mixture(name)
+    schedule = relative_schedule(name, num_steps)
     tilted = gg.exact.TiltedTarget(mixture, _LABEL, scale)
-    law = gg.exact.line_law(
+    _, start = balanced_start(name, schedule, 2 * num_samples, 0)
+    start = start[::2]  # the quantiles of one label
+    labels = np.full(len(start), _LABEL, np.int32)
+
+    def draw(model: Any, rule: gg.GuidanceRule, seed: int = 0) -> np.ndarray:
+        key = jax.random.key(1000 + seed)
+        return sample_traced(model, rule, schedule, key, labels, start, context.mesh)[
+            :, 0
+        ]
+
+    cfg, s2 = gg.CFG(scale), gg.S2Guidance(scale, s2_scale)
+    repaired, ess = [], []
+    for seed in range(len(networks)):
+        particles = gg.exact.repaired_sample(
+            jax.random.key(40 + seed),
+            mixture,
+            _LABEL,
+            scale,
+            num_particles,
+            relative_schedule(name, 8 * num_steps),
+        )
+        repaired.append(np.asarray(particles.resample(jax.random.key(60 + seed))[:, 0]))
+        ess.append(np.asarray(particles.ess).min() / num_particles)
+    flow = sample_traced(
+        tilted, gg.Unguided(), schedule, jax.random.key(0), labels, start
+    )
+    return {
+        "tilted": np.asarray(tilted.sample(jax.random.key(5), _TRUE_SAMPLES))[:, 0],
+        "floor": np.asarray(tilted.sample(jax.random.key(6), num_particles))[:, 0],
+        "tilted_flow": flow[:, 0],
+        "cfg_exact": draw(gg.ExactDenoiser(mixture), cfg),
+        "cfg_repaired": np.stack(repaired),
+        "cfg_trained": np.stack([draw(n, cfg) for n in networks]),
+        "s2_trained": np.stack([draw(n, s2, k) for k, n in enumerate(networks)]),
+        "ess": np.array(ess),
+    }
+
+
+def _distances(name: MixtureName, tilted: np.ndarray, samples: np.ndarray) -> Record:
+    """W2 of one kind to the tilted distribution and to ``p(x | label)``."""
+    mixture, w2 = make_mixture(name), gg.metrics.wasserstein_1d
+    rows = [
+        {"w2_to_tilted": w2(x, tilted), "w2_to_class": w2(x, mixture, _LABEL)}
+        for x in np.atleast_2d(samples)
+    ]
+    if len(rows) > 1:
+        return over_seeds(rows)
+    return {key: exact_value(value) for key, value in rows[0].items()}
+
+
+def _exact_numbers(name: MixtureName, scale: float, found: Arrays) -> Record:
+    """The floor, the particles, and exact CFG without sampling noise."""
+    mixture = make_mixture(name)
+    tilted = gg.exact.TiltedTarget(mixture, _LABEL, scale)
+    line = gg.exact.line_law(
         gg.ExactDenoiser(mixture),
         _LABEL,
         guidance=gg.CFG(scale),
-        schedule=toy_schedule(toy, 64),
+        schedule=relative_schedule(name, 64),
     )
-    result["law of exact CFG, without sampling noise"] = {
-        "entropy": float(law.entropy()),
-        "KL to p(x | label)": float(
-            law.kl_divergence(lambda x: mixture.log_prob(x, label=_LABEL))
-        ),
-        "KL to tilted": float(law.kl_divergence(lambda x: tilted.log_prob(x))),
-    }
     accepted, _ = tilted.acceptance(jax.random.key(8), 4096)
-    result["acceptance of the rejection sampler"] = float(accepted)
-    return result
+    return {
+        "floor": gg.metrics.wasserstein_1d(found["floor"], found["tilted"]),
+        "smallest_effective_fraction": float(found["ess"].min()),
+        "cfg_entropy": float(line.entropy()),
+        "cfg_kl_to_class": float(
+            line.kl_divergence(lambda x: mixture.log_prob(x, label=_LABEL))
+        ),
+        "cfg_kl_to_tilted": float(line.kl_divergence(lambda x: tilted.log_prob(x))),
+        "rejection_acceptance": float(accepted),
+    }
 
 
-def _maps(toy: ToyName, scale: float) -> Arrays:
+def _maps(name: MixtureName, scale: float) -> Arrays:
     """Defect, Jensen gap and bias over the line and the noise levels."""
-    mixture = make_toy(toy)
+    mixture = make_mixture(name)
     width = float(mixture.scale)
     x = np.linspace(-3 * width, 3 * width, 181, dtype=np.float32)
     sigmas = width * np.geomspace(0.02, 10.0, 61)
@@ -230,22 +224,13 @@ def _maps(toy: ToyName, scale: float) -> Arrays:
         gap.append(gg.exact.jensen_gap(*arguments))
         bias.append(gg.exact.rule_bias(*arguments)[:, 0])
     return {
-        f"{toy}/x": x,
-        f"{toy}/sigmas": sigmas,
+        f"{name}/x": x,
+        f"{name}/sigmas": sigmas,
         # Per unit of log variance, in which levels are drawn.
-        f"{toy}/defect": np.array(defect) * sigmas[:, None] ** 2,
-        f"{toy}/gap": np.array(gap),
-        f"{toy}/bias": np.array(bias) / sigmas[:, None],
+        f"{name}/defect": np.array(defect) * sigmas[:, None] ** 2,
+        f"{name}/gap": np.array(gap),
+        f"{name}/bias": np.array(bias) / sigmas[:, None],
     }
-
-
-_LOOKS = {
-    "CFG, exact": (COLOURS["cfg"], "-"),
-    "CFG repaired": (COLOURS["autoguidance"], "-"),
-    "tilted flow": (TRUTH, "--"),
-    "CFG, trained": (COLOURS["cfg"], ":"),
-    "S², trained": (COLOURS["s2"], "-"),
-}
 
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
@@ -258,53 +243,44 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
 
 def _draw_distances(metrics: Metrics, data: Arrays) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(PAGE_WIDTH, 4.4))
-    scales = metrics["scales"]
-    for row, toy in enumerate(_TOYS):
-        result = metrics["toys"][toy]
-        for column, key in enumerate(("to tilted", "to p(x | label)")):
+    config = metrics["config"]
+    scales = config["scales"]
+    targets = {"w2_to_tilted": "p(x) p(label | x)^λ", "w2_to_class": "p(x | label)"}
+    for row, name in enumerate(_MIXTURES):
+        for column, (key, target) in enumerate(targets.items()):
             ax = axes[row, column]
-            for kind, (colour, style) in _LOOKS.items():
-                entries = [result[f"{s:g}"][kind][key] for s in scales]
-                ax.errorbar(
-                    scales,
-                    [e["mean"] for e in entries],
-                    yerr=[e["standard_error"] for e in entries],
-                    color=colour,
-                    linestyle=style,
-                    label=kind,
-                    capsize=1.5,
+            for kind, (title, color, line) in KINDS.items():
+                records = select(metrics, "samples", mixture=name, kind=kind)
+                entries = [r[key] for r in records]
+                draw_measurements(
+                    ax, scales, entries, color=color, linestyle=line, label=title
                 )
             if column == 0:
-                floor = [result[f"{s:g}"]["floor"] for s in scales]
+                floor = [r["floor"] for r in select(metrics, "scales", mixture=name)]
                 ax.plot(scales, floor, color="black", linewidth=0.6, label="floor")
             ax.set(yscale="log", xlabel="CFG scale λ")
-            plain_ticks(ax)
+            plain_ticks(ax.yaxis)
             if row == 0:
-                target = "p(x) p(label | x)^λ" if column == 0 else "p(x | label)"
                 ax.set_title(f"W2 to {target}")
-        axes[row, 0].set_ylabel(TOY_TITLES[toy])
-        _draw_densities(axes[row, 2], data, toy)
+        axes[row, 0].set_ylabel(MIXTURE_TITLES[name])
+        _draw_densities(axes[row, 2], data, name)
         if row == 0:
-            axes[row, 2].set_title(f"densities at λ = {metrics['drawn']:g}")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6
-    )
+            axes[row, 2].set_title(f"densities at λ = {config['drawn']:g}")
+    legend_below(axes[0, 0], 6)
     return figure
 
 
-def _draw_densities(ax, data: Arrays, toy: ToyName) -> None:
-    tilted = data[f"{toy}/tilted"]
-    low = min(np.quantile(data[f"{toy}/{kind}"], 0.002) for kind in KINDS)
-    high = max(np.quantile(data[f"{toy}/{kind}"], 0.998) for kind in KINDS)
+def _draw_densities(ax: Axes, data: Arrays, name: MixtureName) -> None:
+    low = min(np.quantile(data[f"{name}/{kind}"], 0.002) for kind in KINDS)
+    high = max(np.quantile(data[f"{name}/{kind}"], 0.998) for kind in KINDS)
     bins = np.linspace(low, high, 61)
-    density, _ = np.histogram(tilted, bins, density=True)
+    density, _ = np.histogram(data[f"{name}/tilted"], bins, density=True)
     ax.stairs(density, bins, color=TRUTH, alpha=0.6, fill=True)
-    for kind, (colour, style) in _LOOKS.items():
-        if kind in ("tilted flow", "CFG, trained"):
-            continue
-        density, _ = np.histogram(data[f"{toy}/{kind}"], bins, density=True)
-        ax.stairs(density, bins, color=colour, linestyle=style, linewidth=1.0)
-    ax.set_xlabel("x  (grey: the tilted law)")
+    for kind in ("cfg_exact", "cfg_repaired", "s2_trained"):
+        _, color, line = KINDS[kind]
+        density, _ = np.histogram(data[f"{name}/{kind}"], bins, density=True)
+        ax.stairs(density, bins, color=color, linestyle=line, linewidth=1.0)
+    ax.set_xlabel("x  (grey: the tilted distribution)")
     ax.set_yticks([])
 
 
@@ -315,10 +291,10 @@ def _draw_maps(metrics: Metrics, data: Arrays) -> Figure:
         "Jensen gap J",
         "bias of CFG's denoiser / σ",
     )
-    for row, toy in enumerate(_TOYS):
-        x, sigmas = data[f"{toy}/x"], data[f"{toy}/sigmas"]
+    for row, mixture in enumerate(_MIXTURES):
+        x, sigmas = data[f"{mixture}/x"], data[f"{mixture}/sigmas"]
         for column, name in enumerate(("defect", "gap", "bias")):
-            ax, values = axes[row, column], data[f"{toy}/{name}"]
+            ax, values = axes[row, column], data[f"{mixture}/{name}"]
             signed = name == "bias"
             top = np.quantile(np.abs(values), 0.995)
             image = ax.pcolormesh(
@@ -332,37 +308,40 @@ def _draw_maps(metrics: Metrics, data: Arrays) -> Figure:
                 ax.set_title(titles[column])
             if row == 1:
                 ax.set_xlabel("x")
-        axes[row, 0].set_ylabel(f"{TOY_TITLES[toy]}\nnoise level σ")
+        axes[row, 0].set_ylabel(f"{MIXTURE_TITLES[mixture]}\nnoise level σ")
+    drawn = metrics["config"]["drawn"]
     figure.suptitle(
-        f"Where exact CFG errs against the tilted law, λ = {metrics['drawn']:g}",
+        f"Where exact CFG errs against the tilted distribution, λ = {drawn:g}",
         fontsize=8,
     )
     return figure
 
 
-def summarise(metrics: Metrics) -> list[str]:
-    """Distance to the tilted law at the scale drawn."""
+def summarize(metrics: Metrics) -> list[str]:
+    """Distance to the tilted distribution at the scale drawn."""
     lines = []
-    for toy, result in metrics["toys"].items():
-        row = result[f"{metrics['drawn']:g}"]
+    drawn = metrics["config"]["drawn"]
+    for exact in select(metrics, "scales", scale=drawn):
+        place = {"mixture": exact["mixture"], "scale": drawn}
+        found = [single(metrics, "samples", kind=kind, **place) for kind in KINDS]
         shown = ", ".join(
-            f"{kind} {row[kind]['to tilted']['mean']:.3f}" for kind in KINDS
+            f"{KINDS[r['kind']][0]} {r['w2_to_tilted']['mean']:.3f}" for r in found
         )
         lines.append(
-            f"{TOY_TITLES[toy]}, scale {metrics['drawn']:g}: W2 to the tilted law: "
-            f"{shown}; floor {row['floor']:.3f}; KL of exact CFG to it "
-            f"{row['law of exact CFG, without sampling noise']['KL to tilted']:.3f}; "
-            f"smallest effective share of particles "
-            f"{row['smallest effective share of particles']:.0%}"
+            f"{MIXTURE_TITLES[exact['mixture']]}, scale {drawn:g}: W2 to the tilted "
+            f"distribution: {shown}; floor {exact['floor']:.3f}; KL of exact CFG to it "
+            f"{exact['cfg_kl_to_tilted']:.3f}; smallest effective fraction of "
+            f"particles {exact['smallest_effective_fraction']:.0%}"
         )
     return lines
 
 
 EXPERIMENT = Experiment(
     "repair",
-    "CFG, CFG repaired exactly by weights, and S² against the tilted law",
+    "related",
+    "CFG, CFG repaired exactly by weights, and S² against the tilted distribution",
     RepairConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

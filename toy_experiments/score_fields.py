@@ -21,18 +21,20 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.common.experiment import Config, Experiment, Metrics, over_seeds
-from toy_experiments.common.laboratory import (
-    REGIME_TITLES,
-    REGIMES,
-    make_mixture,
-    trained,
+from toy_experiments.common.experiment import Experiment, check_at_least
+from toy_experiments.common.paper import NETWORK_TITLES, REGIMES, PaperConfig
+from toy_experiments.common.records import (
+    Metrics,
+    Record,
+    Tables,
+    over_seeds,
+    plus_minus,
+    single,
 )
+from toy_experiments.common.store import Arrays, Store
 from toy_experiments.common.style import PAGE_WIDTH, SEQUENTIAL
-from toy_experiments.common.workspace import Arrays, Workspace
 
 LABEL = 3  # the corner (+4, +4)
-COLUMNS = ("exact", "cfg_exact", "cfg", "s2", "correction")
 _TITLES = {
     "exact": "exact score\nof p(x | label)",
     "cfg_exact": "CFG, exact denoisers:\ndeparture",
@@ -43,7 +45,7 @@ _TITLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreFieldsConfig(Config):
+class ScoreFieldsConfig(PaperConfig):
     """Configuration of ``score_fields``.
 
     Attributes:
@@ -56,64 +58,54 @@ class ScoreFieldsConfig(Config):
     grid: int = 97
     limit: float = 11.0
 
+    QUICK = PaperConfig.QUICK | {"sigmas": (1.0, 2.0, 4.0), "grid": 49}
+
     def __post_init__(self):
         super().__post_init__()
         if not self.sigmas or min(self.sigmas) <= 0:
             raise ValueError(f"sigmas must be > 0, got {self.sigmas}.")
-        if self.grid < 8:
-            raise ValueError(f"grid must be at least 8, got {self.grid}.")
-
-    @classmethod
-    def quick(cls) -> ScoreFieldsConfig:
-        """A coarser grid, three noise levels."""
-        base = Config.quick()
-        fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-        return cls(**fields | {"sigmas": (1.0, 2.0, 4.0), "grid": 49})
+        check_at_least(8, grid=self.grid)
 
 
-def compute(config: ScoreFieldsConfig, workspace: Workspace) -> tuple[Metrics, Arrays]:
-    """Fields on a grid (mean over seeds) and their numbers over noised true samples."""
-    mixture = make_mixture(2, config.std)
-    run = trained(workspace, 2, config.std, config.networks, config.seeds)
+def compute(config: ScoreFieldsConfig, store: Store) -> tuple[Tables, Arrays]:
+    """Fields on a grid (first seed) and their numbers over noised true samples."""
+    setting = config.setting(store, "four_corners")
+    mixture = setting.mixture
     axis = np.linspace(-config.limit, config.limit, config.grid)
     points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     data: Arrays = {"axis": axis, "sigmas": np.array(config.sigmas)}
-    metrics: Metrics = {"label": LABEL, "levels": {}}
-    total = len(config.sigmas) * len(REGIMES) * config.seeds
-    with workspace.reporter.task("score_fields", total) as task:
-        for sigma in config.sigmas:
-            clean, _ = mixture.sample(jax.random.key(11), config.num_samples, LABEL)
-            noise = jax.random.normal(jax.random.key(12), clean.shape)
+    tables: Tables = {"levels": []}
+    clean, _ = mixture.sample(jax.random.key(11), config.num_samples, LABEL)
+    noise = jax.random.normal(jax.random.key(12), clean.shape)
+    total = len(config.sigmas) * len(REGIMES)
+    with store.reporter.task("score_fields", total) as task:
+        for level, sigma in enumerate(config.sigmas):
             noised = np.asarray(clean + sigma * noise)
+            count = len(noised)
             everywhere = np.concatenate([noised, points])
             exact = _exact_fields(config, mixture, everywhere, sigma)
-            true_exact = {k: v[: len(noised)] for k, v in exact.items()}
-            grid_exact = {k: v[len(noised) :] for k, v in exact.items()}
-            data[f"{sigma}/log_density"] = np.asarray(
+            truth = exact["exact"][count:]
+            data[f"{level}/log_density"] = np.asarray(
                 mixture.log_prob(points.astype(np.float32), sigma, LABEL)
             )
-            data[f"{sigma}/exact"] = (grid_exact["exact"] - points) / sigma
-            data[f"{sigma}/cfg_exact"] = (
-                grid_exact["cfg"] - grid_exact["exact"]
-            ) / sigma
-            for regime in REGIMES:
-                steps, _ = config.networks.steps(regime)
+            data[f"{level}/exact"] = (truth - points) / sigma
+            data[f"{level}/cfg_exact"] = (exact["cfg"][count:] - truth) / sigma
+            for network in REGIMES:
                 values = []
                 for seed in range(config.seeds):
-                    denoiser = run.denoiser(seed, steps)
                     # The first seed is drawn: a mean would hide learning error.
                     at = everywhere if seed == 0 else noised
+                    denoiser = setting.denoiser(network, seed)
                     fields = _trained_fields(config, denoiser, at, sigma)
-                    at_data = {k: v[: len(noised)] for k, v in fields.items()}
-                    values.append(_numbers(true_exact, at_data, sigma))
-                    if seed == 0:
-                        for name, field in fields.items():
-                            data[f"{sigma}/{regime}/{name}"] = (
-                                field[len(noised) :] - grid_exact["exact"]
-                            ) / sigma
-                    task.advance(detail=f"sigma {sigma:g}, {regime}")
-                metrics["levels"][f"{sigma}/{regime}"] = over_seeds(values)
-    return metrics, {k: np.asarray(v, np.float32) for k, v in data.items()}
+                    values.append(_numbers(exact, fields, count, sigma))
+                    for name, field in fields.items() if seed == 0 else ():
+                        data[f"{level}/{network}/{name}"] = (
+                            field[count:] - truth
+                        ) / sigma
+                place = {"sigma": sigma, "network": network}
+                tables["levels"].append(place | over_seeds(values))
+                task.advance(detail=f"sigma {sigma:g}, {network}")
+    return tables, {k: np.asarray(v, np.float32) for k, v in data.items()}
 
 
 def _exact_fields(config, mixture, points, sigma) -> Arrays:
@@ -144,11 +136,15 @@ def _trained_fields(config, denoiser, points, sigma) -> Arrays:
     }
 
 
-def _numbers(exact: Arrays, network: Arrays, sigma: float) -> dict[str, float]:
+def _numbers(
+    exact: Arrays, network: Arrays, count: int, sigma: float
+) -> dict[str, float]:
     """Root mean squares, over sigma, and cosines, over noised true samples."""
-    bias = exact["cfg"] - exact["exact"]
-    learned = network["cfg"] - exact["cfg"]
-    correction = network["s2"] - network["cfg"]
+    truth, exact_cfg = exact["exact"][:count], exact["cfg"][:count]
+    cfg = network["cfg"][:count]
+    bias = exact_cfg - truth
+    learned = cfg - exact_cfg
+    correction = network["s2"][:count] - cfg
     return {
         "rule_bias": _rms(bias) / sigma,
         "learning_error": _rms(learned) / sigma,
@@ -171,42 +167,41 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     """One figure for each network."""
-    return {f"figure_{regime}": _draw(regime, metrics, data) for regime in REGIMES}
+    return {f"figure_{network}": _draw(network, metrics, data) for network in REGIMES}
 
 
-def _draw(regime: str, metrics: Metrics, data: Arrays) -> Figure:
-    sigmas = [float(s) for s in data["sigmas"]]
+def _draw(network: str, metrics: Metrics, data: Arrays) -> Figure:
+    sigmas = metrics["config"]["sigmas"]
     figure, axes = plt.subplots(
         len(sigmas),
-        len(COLUMNS),
+        len(_TITLES),
         figsize=(PAGE_WIDTH, 0.9 + 1.62 * len(sigmas)),
         sharex=True,
         sharey=True,
         squeeze=False,
     )
     for row, sigma in enumerate(sigmas):
-        name = f"{sigma:g}" if f"{sigma:g}/exact" in data else f"{sigma}"
-        cfg, s2 = data[f"{name}/{regime}/cfg"], data[f"{name}/{regime}/s2"]
+        cfg, s2 = data[f"{row}/{network}/cfg"], data[f"{row}/{network}/s2"]
         fields = {
-            "exact": (data[f"{name}/exact"], data[f"{name}/exact"]),
-            "cfg_exact": (data[f"{name}/cfg_exact"],) * 2,
+            "exact": (data[f"{row}/exact"],) * 2,
+            "cfg_exact": (data[f"{row}/cfg_exact"],) * 2,
             "cfg": (cfg, cfg),
             "s2": (s2, s2),
             "correction": (cfg, s2 - cfg),
         }
-        inside = data[f"{name}/log_density"] > data[f"{name}/log_density"].max() - 8.0
+        log_density = data[f"{row}/log_density"]
+        inside = log_density > log_density.max() - 8.0
         top = max(
             np.quantile(_length(fields[c][0])[inside], 0.98) for c in ("cfg", "s2")
         )
-        for column, panel in enumerate(COLUMNS):
+        record = single(metrics, "levels", sigma=sigma, network=network)
+        for column, (panel, (color_field, arrows)) in enumerate(fields.items()):
             ax = axes[row, column]
-            colour_field, arrows = fields[panel]
             norm = PowerNorm(
                 0.6, 0.0, 3.0 if panel == "exact" else float(max(top, 1e-6)), clip=True
             )
-            image = _panel(ax, data, name, colour_field, arrows, norm)
-            numbers = metrics["levels"][f"{name}/{regime}"]
-            ax.set_xlabel(_caption(panel, numbers), fontsize=6.0)
+            image = _panel(ax, data["axis"], log_density, color_field, arrows, norm)
+            ax.set_xlabel(_caption(panel, record), fontsize=6.0)
             if row == 0:
                 ax.set_title(_TITLES[panel], fontsize=7)
             if panel == "correction":
@@ -216,7 +211,7 @@ def _draw(regime: str, metrics: Metrics, data: Arrays) -> Figure:
                 bar.set_ticks(ticks, labels=[f"{t:.1f}" for t in ticks])
         axes[row, 0].set_ylabel(f"σ = {sigma:g}")
     figure.supxlabel(
-        f"{REGIME_TITLES[regime]} network, first seed drawn; colour: σ · |field|, one "
+        f"{NETWORK_TITLES[network]} network, first seed drawn; color: σ · |field|, one "
         "scale for each row (first column: 0 to 3); white: p(x | label) at 1, 2 and 3\n"
         "standard deviations; numbers: root mean square over noised true samples, ± "
         f"standard error over {metrics['seeds']} training seeds",
@@ -225,19 +220,25 @@ def _draw(regime: str, metrics: Metrics, data: Arrays) -> Figure:
     return figure
 
 
-def _panel(ax: Axes, data: Arrays, name: str, colour, arrows, norm) -> Any:
-    axis = data["axis"]
+def _panel(
+    ax: Axes,
+    axis: np.ndarray,
+    log_density: np.ndarray,
+    color_field: np.ndarray,
+    arrows: np.ndarray,
+    norm: PowerNorm,
+) -> Any:
     size = len(axis)
     extent = (axis[0], axis[-1], axis[0], axis[-1])
     image = ax.imshow(
-        _length(colour).reshape(size, size),
+        _length(color_field).reshape(size, size),
         origin="lower",
         extent=extent,
         norm=norm,
         cmap=SEQUENTIAL,
         interpolation="bilinear",
     )
-    log_density = data[f"{name}/log_density"].reshape(size, size)
+    log_density = log_density.reshape(size, size)
     # Mahalanobis radii 3, 2, 1 of the (Gaussian) class.
     levels = log_density.max() - 0.5 * np.array([9.0, 4.0, 1.0])
     ax.contour(
@@ -270,25 +271,17 @@ def _panel(ax: Axes, data: Arrays, name: str, colour, arrows, norm) -> Any:
     return image
 
 
-def _caption(panel: str, numbers: Metrics) -> str:
-    def entry(name: str, text: str, digits: int = 2) -> str:
-        value = numbers[name]
-        error = value["standard_error"]
-        shown = f" ± {error:.{digits}f}" if error > 0 else ""
-        return f"{text} {value['mean']:.{digits}f}{shown}"
-
+def _caption(panel: str, record: Record) -> str:
     if panel == "cfg_exact":
-        return entry("rule_bias", "rms")
+        return f"rms {plus_minus(record['rule_bias'], 2)}"
     if panel == "cfg":
-        return entry("cfg_departure", "rms")
+        return f"rms {plus_minus(record['cfg_departure'], 2)}"
     if panel == "s2":
-        return entry("s2_departure", "rms")
+        return f"rms {plus_minus(record['s2_departure'], 2)}"
     if panel == "correction":
-        return (
-            entry("cosine_with_minus_learning_error", "cos(−learned)")
-            + "\n"
-            + entry("cosine_with_minus_rule_bias", "cos(−bias)")
-        )
+        learned = plus_minus(record["cosine_with_minus_learning_error"], 2)
+        bias = plus_minus(record["cosine_with_minus_rule_bias"], 2)
+        return f"cos(−learned) {learned}\ncos(−bias) {bias}"
     return ""
 
 
@@ -296,28 +289,24 @@ def _length(field: np.ndarray) -> np.ndarray:
     return np.sqrt(np.sum(field**2, axis=-1))
 
 
-def summarise(metrics: Metrics) -> list[str]:
+def summarize(metrics: Metrics) -> list[str]:
     """Departures from the exact score at each level."""
-    lines = []
-    for key, level in metrics["levels"].items():
-        sigma, regime = key.split("/")
-        lines.append(
-            f"sigma {sigma}, {REGIME_TITLES[regime]}: CFG departs by "
-            f"{level['cfg_departure']['mean']:.3f} (bias alone "
-            f"{level['rule_bias']['mean']:.3f}), S² by "
-            f"{level['s2_departure']['mean']:.3f}; cosine of the correction with "
-            f"-learning error "
-            f"{level['cosine_with_minus_learning_error']['mean']:+.2f}, with -bias "
-            f"{level['cosine_with_minus_rule_bias']['mean']:+.2f}"
-        )
-    return lines
+    return [
+        f"sigma {r['sigma']:g}, {NETWORK_TITLES[r['network']]}: CFG departs by "
+        f"{r['cfg_departure']['mean']:.3f} (bias alone {r['rule_bias']['mean']:.3f}), "
+        f"S² by {r['s2_departure']['mean']:.3f}; cosine of the correction with "
+        f"-learning error {r['cosine_with_minus_learning_error']['mean']:+.2f}, with "
+        f"-bias {r['cosine_with_minus_rule_bias']['mean']:+.2f}"
+        for r in metrics["tables"]["levels"]
+    ]
 
 
 EXPERIMENT = Experiment(
     "score_fields",
+    "paper",
     "2-D fields of the exact, CFG and S² scores, and where they depart",
     ScoreFieldsConfig,
     compute,
     draw,
-    summarise,
+    summarize,
 )

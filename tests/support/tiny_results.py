@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 import gmm_guidance as gg
-from toy_experiments import cli, explorer
-from toy_experiments.common.laboratory import make_mixture
+from toy_experiments import cli
+from toy_experiments.common import paper
 
 TINY = ["--seeds", "2", "--num-steps", "3", "--num-samples", "64"]
 TINY += ["--networks.width", "8", "--networks.num-blocks", "3"]
@@ -26,7 +26,7 @@ def run_explorer(out: Path, *, train: bool) -> None:
     """Run the explorer; without training the networks are random."""
     with pytest.MonkeyPatch.context() as patch:
         if not train:
-            patch.setattr(explorer, "trained", untrained)
+            patch.setattr(paper, "trained", untrained)
         assert main("run", "explorer", "--out", str(out), *TINY) == 0
 
 
@@ -38,21 +38,13 @@ def main(*arguments: str) -> int:
         return int(end.code or 0)
 
 
-def untrained(workspace, dim, std, networks, num_seeds) -> gg.TrainingRun:
-    """What ``laboratory.trained`` returns, with random weights: saves compilation."""
-    config = networks.training()
-    mixture = make_mixture(dim, std)
-    shape = gg.NetworkConfig(
-        dim,
-        mixture.num_labels,
-        networks.width,
-        networks.num_blocks,
-        data_scale=float(mixture.scale),
-    )
+def untrained(store, mixture, config, num_seeds) -> gg.TrainingRun:
+    """What ``networks.trained`` returns, with random weights: saves compilation."""
+    shape = config.network(mixture)
     abstract = nnx.eval_shape(
         lambda: gg.BlockMLP(shape, rngs=nnx.Rngs(jax.random.key(0)))
     )
-    random = np.random.default_rng(dim)
+    random = np.random.default_rng(mixture.dim)
 
     def weights(leaf):
         values = 0.4 * random.standard_normal((num_seeds, *leaf.shape))

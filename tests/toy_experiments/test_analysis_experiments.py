@@ -8,8 +8,12 @@ import pytest
 
 import gmm_guidance as gg
 from toy_experiments import cli
-from toy_experiments.common.sweeps import METRICS, measure, sample_traced
-from toy_experiments.common.toys import make_toy, toy_schedule, toy_start
+from toy_experiments.common.mixtures import (
+    balanced_start,
+    make_mixture,
+    relative_schedule,
+)
+from toy_experiments.common.sweep import METRICS, measure, sample_traced
 from toy_experiments.error_budget import _crossing
 from toy_experiments.guidance_windows import window_curve
 from toy_experiments.phase_diagram import PhaseDiagramConfig, equal_cost_steps
@@ -18,7 +22,7 @@ SCHEDULE = gg.Karras(6, 0.05, 20.0)
 
 
 def test_a_curve_of_window_values_is_the_window():
-    mixture = make_toy("two_modes")
+    mixture = make_mixture("two_modes")
     exact = gg.ExactDenoiser(mixture)
     curve = window_curve(SCHEDULE.sigmas(), 3.0, 0.4, 9.0)
     window = gg.Windowed(gg.CFG(3.0), gg.SigmaWindow(0.4, 9.0))
@@ -33,9 +37,9 @@ def test_a_curve_of_window_values_is_the_window():
 
 
 def test_traced_scales_give_the_same_samples():
-    mixture = make_toy("two_modes")
+    mixture = make_mixture("two_modes")
     exact = gg.ExactDenoiser(mixture)
-    labels, start = toy_start("two_modes", SCHEDULE, 64, 0)
+    labels, start = balanced_start("two_modes", SCHEDULE, 64, 0)
     key = jax.random.key(0)
     for scale in (1.0, 2.5):
         got = sample_traced(exact, gg.CFG(scale), SCHEDULE, key, labels, start)
@@ -47,27 +51,27 @@ def test_traced_scales_give_the_same_samples():
 
 
 def test_starts_are_balanced_and_on_a_line_without_noise():
-    labels, start = toy_start("two_modes", SCHEDULE, 1000, 3)
+    labels, start = balanced_start("two_modes", SCHEDULE, 1000, 3)
     assert (np.bincount(labels) == 500).all()
     np.testing.assert_allclose(start[labels == 0], start[labels == 1])
     assert start.mean() == pytest.approx(0.0, abs=1e-4)
     assert start[labels == 0].std() == pytest.approx(20.0, rel=0.01)
-    labels, plane = toy_start("four_corners", SCHEDULE, 1000, 3)
-    other = toy_start("four_corners", SCHEDULE, 1000, 4)[1]
+    labels, plane = balanced_start("four_corners", SCHEDULE, 1000, 3)
+    other = balanced_start("four_corners", SCHEDULE, 1000, 4)[1]
     assert plane.shape == (1000, 2) and not np.allclose(plane, other)
 
 
 @pytest.mark.parametrize(
-    "toy",
+    "name",
     ["two_modes", "four_corners", pytest.param("tree", marks=pytest.mark.ci)],
 )
-def test_true_samples_measure_as_true(toy):
-    mixture = make_toy(toy)
+def test_true_samples_measure_as_true(name):
+    mixture = make_mixture(name)
     labels = np.arange(2000) % mixture.num_labels
     samples, _ = mixture.sample(jax.random.key(1), 2000, labels)
-    true = dict(zip(METRICS, measure(toy, np.asarray(samples), labels), strict=True))
+    true = dict(zip(METRICS, measure(name, np.asarray(samples), labels), strict=True))
     moved = np.asarray(samples) + 0.5 * float(mixture.scale)
-    far = dict(zip(METRICS, measure(toy, moved, labels), strict=True))
+    far = dict(zip(METRICS, measure(name, moved, labels), strict=True))
     scale = float(mixture.scale)
     assert true["distance"] < 0.06 * scale < 0.3 * scale < far["distance"]
     assert true["width"] == pytest.approx(1.0, abs=0.1)
@@ -78,7 +82,7 @@ def test_true_samples_measure_as_true(toy):
 @pytest.mark.ci
 def test_sliced_distance_on_the_tree_is_that_of_a_shift():
     """Moved by c: the mean of (c . u)^2 over directions u is |c|^2 / 2."""
-    mixture = make_toy("tree")
+    mixture = make_mixture("tree")
     labels = np.arange(4000) % 2
     samples = np.asarray(mixture.sample(jax.random.key(2), 4000, labels)[0])
     got = measure("tree", samples + np.array([3.0, 4.0]), labels)[0]
@@ -86,7 +90,7 @@ def test_sliced_distance_on_the_tree_is_that_of_a_shift():
 
 
 def test_levels_of_a_toy_are_in_proportion_to_its_data():
-    schedule = toy_schedule("four_corners", 10)
+    schedule = relative_schedule("four_corners", 10)
     assert schedule.sigma_max == pytest.approx(20.0 * np.sqrt(17.0), rel=1e-4)
 
 
@@ -108,30 +112,45 @@ def test_crossing_of_two_lines():
 NETWORK = ["--budgets.steps", "4", "8", "--budgets.width", "8"]
 NETWORK += ["--budgets.num-blocks", "3", "--budgets.batch-size", "32", "--seeds", "2"]
 GRID = ["--grid.scales", "1", "2", "--grid.s2-scales", "0", "0.25"]
-GRID += ["--grid.num-samples", "32", "--grid.num-steps", "10"]
+SMALL = ["--num-samples", "64"]
+GRID += [*SMALL, "--num-steps", "10"]
 RUNS = {
     "phase_diagram": [*GRID, "--variant-steps", "4"],
-    "error_budget": ["--shown", "8", "--num-samples", "16", "--num-steps", "4"],
-    "calibration": [*GRID, "--wide", "0", "--num-samples", "240"],
-    "mask_variance": ["--shown", "8", "--mask-seeds", "2", "--num-samples", "16"],
-    "guidance_windows": ["--shown", "8", "--ends", "0", "1", "100"],
-    "repair": ["--scales", "1", "4", "--num-samples", "64", "--num-particles", "64"],
+    "error_budget": ["--shown", "8", *SMALL, "--num-steps", "4"],
+    "calibration": [*GRID, "--wide", "0", "--calibration-samples", "240"],
+    "mask_variance": ["--shown", "8", "--mask-seeds", "2", *SMALL],
+    "guidance_windows": [
+        "--shown",
+        "8",
+        "--ends",
+        "0",
+        "1",
+        "100",
+        "--num-samples",
+        "64",
+    ],
+    "repair": ["--scales", "1", "4", *SMALL, "--num-particles", "64"],
 }
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder: all of them share their networks."""
+    return tmp_path_factory.mktemp("results")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_in_miniature(name, tmp_path):
-    options = ["--out", str(tmp_path), *NETWORK, *RUNS[name]]
+def test_in_miniature(name, out):
+    options = ["--out", str(out), *NETWORK, *RUNS[name]]
     assert cli.main(["run", name, *options]) == 0
-    record = json.loads((tmp_path / name / "metrics.json").read_text())
+    record = json.loads((out / name / "metrics.json").read_text())
     assert record["experiment"] == name and record["seeds"] == 2
-    figures = list((tmp_path / name).glob("figure*.png"))
-    assert figures
+    assert list((out / name).glob("figure*.png"))
     # A second run finds all of its cells; drawing needs nothing else.
-    cells = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").iterdir()}
+    cells = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
     assert cli.main(["run", name, *options]) == 0
-    assert cells == {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").iterdir()}
+    assert cells == {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -140,8 +159,9 @@ def test_in_miniature(name, tmp_path):
         (["phase_diagram", "--seeds", "1"], "seeds must be at least 2"),
         (["phase_diagram", "--grid.s2-scales", "0.5"], "must contain 0"),
         (["error_budget", "--shown", "7"], "among budgets.steps"),
+        (["phase_diagram", "--variant-s2-scale", "3"], "among grid.s2_scales"),
         (["guidance_windows", "--ends", "1", "0.5"], "ascending"),
-        (["repair", "--drawn", "9"], "contain the one drawn"),
+        (["repair", "--drawn", "9"], "drawn must be among scales"),
     ],
 )
 def test_bad_requests(arguments, message, tmp_path, capsys):

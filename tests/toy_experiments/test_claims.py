@@ -5,27 +5,24 @@ import json
 import pytest
 
 from toy_experiments.claims import CLAIMS, Claim, Judgement, judge_all, write_ledger
-from toy_experiments.claims.ledger import from_regimes, paired
+from toy_experiments.claims.ledger import Comparison, judge
 from toy_experiments.claims.s2_paper import _against_cfg, _helps_at_equal_scale
 from toy_experiments.cli import main
-from toy_experiments.common.experiment import over_seeds
-from toy_experiments.phase_diagram import verdict
+from toy_experiments.common.records import measurement
 from toy_experiments.registry import EXPERIMENTS
-
-
-def entry(*values):
-    return over_seeds([{"x": v} for v in values])["x"]
 
 
 def distributions(change):
     """S² differs from CFG by ``change`` in every panel."""
-    panels = {}
-    for regime in ("under", "well"):
-        panels[f"{regime}/cfg"] = {"w2": entry(1.0, 1.1, 1.2)}
-        panels[f"{regime}/s2"] = {
-            "w2": entry(1.0 + change, 1.1 + change, 1.21 + change)
-        }
-    return {"dimensions": {"1": panels}}
+    records = [
+        {"mixture": "two_modes", "network": network, "rule": rule, "w2": w2}
+        for network in ("under", "well")
+        for rule, w2 in (
+            ("cfg", measurement([1.0, 1.1, 1.2])),
+            ("s2", measurement([1.0 + change, 1.1 + change, 1.21 + change])),
+        )
+    ]
+    return {"tables": {"samples": records}}
 
 
 @pytest.mark.parametrize(
@@ -33,46 +30,35 @@ def distributions(change):
     [(-0.2, "holds"), (0.2, "does not hold"), (0.0, "undecided")],
 )
 def test_verdicts_follow_the_paired_interval(change, expected):
-    found = _against_cfg("s2", {1: "w2"})(distributions(change))
+    found = _against_cfg("s2")(distributions(change))
     assert found.verdict == expected
 
 
-def test_pairing_uses_the_same_seeds():
-    """Seeds differ by far more than the change, which is the same in each."""
-    mean, low, high = paired(entry(1.0, 5.0, 9.0), entry(1.1, 5.1, 9.1))
-    assert mean == pytest.approx(-0.1)
-    assert high < 0 and low == pytest.approx(high)
-
-
-def test_some_regimes_good_and_some_bad():
-    assert from_regimes([True, False], [False, True]) == "holds in a regime"
-    assert from_regimes([False, False], [False, True]) == "does not hold"
-    assert from_regimes([False], [False]) == "undecided"
+def test_some_cases_better_and_some_worse():
+    better, worse = Comparison("a", -2.0, -3.0, -1.0), Comparison("b", 2.0, 1.0, 3.0)
+    neither = Comparison("c", 0.0, -1.0, 1.0)
+    found = judge([better, worse], "Change", "everywhere", digits=0)
+    assert found.verdict == "holds in a regime" and found.regime == "holds for a"
+    assert found.effect == "Change: a -2, b +2."
+    assert found.interval == "a [-3, -1]; b [1, 3]"
+    assert judge([better], "Change", "everywhere").verdict == "holds"
+    nowhere = judge([worse, neither], "Change", "everywhere")
+    assert nowhere.verdict == "does not hold" and nowhere.regime == "everywhere"
+    assert judge([neither], "Change", "everywhere").verdict == "undecided"
 
 
 def test_counts_of_the_phase_diagram():
-    def cell(name):
-        return {"verdict": name}
+    def metrics(*verdicts):
+        cells = [{"scale": s, "verdict": v} for s, v in verdicts]
+        return {"tables": {"cells": cells}}
 
-    cells = {
-        "steps 50, scale 1, omega 0.25": cell("helps"),
-        "steps 50, scale 2, omega 0.25": cell("harms"),
-    }
-    rare = cells | {
-        f"steps {k}, scale 2, omega 0.25": cell("nothing") for k in range(40)
-    }
-    by_chance = _helps_at_equal_scale({"toys": {"tree": {"cells": rare}}})
-    assert by_chance.verdict == "does not hold"
-    found = _helps_at_equal_scale({"toys": {"tree": {"cells": cells}}})
+    cells = [(1.0, "closer"), (2.0, "farther")]
+    rare = [*cells, *[(2.0, "undecided")] * 40]
+    assert _helps_at_equal_scale(metrics(*rare)).verdict == "does not hold"
+    found = _helps_at_equal_scale(metrics(*cells))
     assert found.verdict == "holds in a regime"
-    assert "λ = 1: helps 1, harms 0 of 1" in found.effect
+    assert "λ = 1: closer 1, farther 0 of 1" in found.effect
     assert "often at λ = 1" in found.regime
-
-
-def test_verdict_of_a_change():
-    assert verdict(entry(-1.0, -1.1, -0.9)) == "helps"
-    assert verdict(entry(1.0, 1.1, 0.9)) == "harms"
-    assert verdict(entry(-1.0, 1.0, 0.1)) == "nothing"
 
 
 def test_every_claim_names_an_experiment_that_exists():

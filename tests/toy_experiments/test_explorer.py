@@ -13,8 +13,10 @@ import gmm_guidance as gg
 from gmm_guidance._runtime.reporter import Reporter
 from gmm_guidance.guidance.draws import RandomDraws
 from toy_experiments import explorer
-from toy_experiments.common.laboratory import Networks, make_mixture, trained
-from toy_experiments.common.workspace import Workspace
+from toy_experiments.common.mixtures import make_mixture
+from toy_experiments.common.paper import PAPER_MIXTURES, Networks
+from toy_experiments.common.records import single
+from toy_experiments.common.store import Store
 
 pytestmark = pytest.mark.ci  # it trains; the report's tests use random weights
 
@@ -41,13 +43,12 @@ def data(out):
 @pytest.fixture(scope="module")
 def network(out):
     """The under-trained network of the first seed, on the line."""
-    run = trained(Workspace(out, Reporter()), 1, 1.0, CONFIG.networks, 2)
-    return run.denoiser(0, 4)
+    return CONFIG.setting(Store(out, Reporter()), "two_modes").denoiser("under", 0)
 
 
 @pytest.mark.parametrize("name, dim, label", [("line", 1, 1), ("plane", 2, 3)])
 def test_the_truth_is_the_score_of_the_class(data, name, dim, label):
-    mixture = make_mixture(dim, 1.0)
+    mixture = make_mixture(PAPER_MIXTURES[dim - 1])
     for level, sigma in enumerate(data[f"{name}/sigmas"]):
         wanted = sigma * mixture.score(data[f"{name}/points"], float(sigma), label)
         got = explorer.guided_field(data, name, "exact", level, 1.0, 0.0)
@@ -132,13 +133,14 @@ def test_outputs_between_those_computed_are_averages(data):
 
 def test_numbers_are_those_of_the_quantiles(out, data):
     record = json.loads((out / "explorer" / "metrics.json").read_text())
-    entry = record["outputs"]["under"]["scale 4, omega 0.5"]
+    entry = single(record, "outputs", network="under", scale=4.0, s2_scale=0.5)
     quantiles = data["outputs/under"][2, 1].astype(np.float64)
-    assert entry["mean_of_output"] == pytest.approx(np.mean(quantiles))
-    assert entry["std_of_output"] == pytest.approx(np.std(quantiles))
+    assert entry["mean"] == pytest.approx(np.mean(quantiles))
+    assert entry["std"] == pytest.approx(np.std(quantiles))
     gaps = quantiles - data["outputs/truth"]
     assert entry["w2"] == pytest.approx(np.sqrt(np.mean(gaps**2)))
-    assert record["modes"] == {"1": [4.0], "2": [4.0, 4.0]}
+    assert data["line/mode"].tolist() == [4.0]
+    assert data["plane/mode"].tolist() == [4.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -147,8 +149,8 @@ def test_numbers_are_those_of_the_quantiles(out, data):
         ({"limit": 0.0}, "limit must be > 0, got 0.0"),
         ({"lowest_level": 30.0}, "0 < lowest_level < highest_level"),
         ({"line_points": 1}, "line_points must be at least 2, got 1"),
-        ({"omegas": (0.5,)}, "omegas must be at least 2 ascending"),
-        ({"scales": (2.0, 1.0)}, "scales must be at least 2 ascending"),
+        ({"omegas": (0.5,)}, "omegas must be 2 or more ascending"),
+        ({"scales": (2.0, 1.0)}, "scales must be 2 or more ascending"),
         ({"num_quantiles": 3}, "num_quantiles must be at least 16"),
     ],
 )

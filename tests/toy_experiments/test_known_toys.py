@@ -11,8 +11,9 @@ import gmm_guidance as gg
 from gmm_guidance._runtime.files import jsonable
 from gmm_guidance._runtime.reporter import Reporter
 from toy_experiments import autoguidance_toy, cfg_zero_toy, power_distribution
+from toy_experiments.common.records import select, single
+from toy_experiments.common.store import Store
 from toy_experiments.common.style import figure_style
-from toy_experiments.common.workspace import Workspace
 
 os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")  # seconds to import
 
@@ -49,19 +50,20 @@ ZERO = cfg_zero_toy.CFGZeroToyConfig(
 )
 
 
-@pytest.fixture
-def workspace(tmp_path):
-    return Workspace(tmp_path, Reporter())
+def computed(experiment, config, folder):
+    """What ``metrics.json`` holds, and the arrays."""
+    tables, data = experiment.compute(config, Store(folder, Reporter()))
+    config = dataclasses.asdict(config)
+    return jsonable({"seeds": 2, "config": config, "tables": tables}), data
 
 
-def draws_and_says(experiment, config, metrics, data):
-    """What the command line does with the numbers; names of the figures."""
-    record = jsonable({"seeds": config.seeds, **metrics})
+def drawn(experiment, metrics, data):
+    """Names of the figures."""
     with figure_style():
-        figures = experiment.draw(record, data)
+        figures = experiment.draw(metrics, data)
         for figure in figures.values():
             figure.canvas.draw()
-    assert all(isinstance(line, str) for line in experiment.summarise(record))
+    assert all(isinstance(line, str) for line in experiment.summarize(metrics))
     return set(figures)
 
 
@@ -70,16 +72,15 @@ def draws_and_says(experiment, config, metrics, data):
 
 @pytest.fixture(scope="module")
 def power(tmp_path_factory):
-    workspace = Workspace(tmp_path_factory.mktemp("power"), Reporter())
-    return power_distribution.compute(POWER, workspace)
+    folder = tmp_path_factory.mktemp("power")
+    return computed(power_distribution.EXPERIMENT, POWER, folder)
 
 
 @pytest.mark.ci
 def test_variances_of_the_pair_in_closed_form(power):
-    """The three laws of Bradley and Nakkiran's counter-example, written out."""
-    pair = power[0]["pair"]
-    for i, s in enumerate(POWER.scales):
-        flow, diffusion, tilted = (pair[law][i] for law in power_distribution.LAWS)
+    """The three distributions of Bradley and Nakkiran's counter-example."""
+    for s in POWER.scales:
+        flow, diffusion, tilted = select(power[0], "pair", scale=s)
         assert flow["closed_variance"] == pytest.approx(2 ** (1 - s))
         assert flow["variance"] == pytest.approx(2 ** (1 - s), rel=0.01)
         wanted = (2 - 2 ** (2 - 2 * s)) / (2 * s - 1)
@@ -105,7 +106,7 @@ def test_golden_distances(power):
         ("S2b", 4.0): (1.3323, 1.3329),
     }
     for (case, scale), wanted in golden.items():
-        row = power[0]["cases"][case][POWER.scales.index(scale)]
+        row = single(power[0], "cases", case=case, scale=scale)
         found = (row["w2_to_tilted"], row["w2_to_class"])
         np.testing.assert_allclose(found, wanted, atol=0.004)
 
@@ -114,19 +115,17 @@ def test_golden_distances(power):
 def test_tilted_tail_against_quadrature(power):
     """p(x | 1) p(1 | x)^w at modes N(+-1, 1), where p(1 | x) = 1 / (1 + e^(-2 x))."""
     x = np.linspace(-30, 30, 600_001)
-    for name in ("zero", "root"):
-        for w, found in zip(
-            power[0]["bounds"]["w"], power[0]["bounds"][name]["tilted"], strict=True
-        ):
-            density = np.exp(-0.5 * (x - 1) ** 2 - w * np.logaddexp(0.0, -2 * x))
-            below = x < (0.0 if name == "zero" else np.sqrt(w))
-            wanted = -np.log(density[below].sum() / density.sum())
-            assert found == pytest.approx(wanted, rel=2e-3, abs=1e-4)
+    for row in power[0]["tables"]["bounds"]:
+        w = row["w"]
+        density = np.exp(-0.5 * (x - 1) ** 2 - w * np.logaddexp(0.0, -2 * x))
+        below = x < (0.0 if row["bound"] == "zero" else np.sqrt(w))
+        wanted = -np.log(density[below].sum() / density.sum())
+        assert row["tilted"] == pytest.approx(wanted, rel=2e-3, abs=1e-4)
 
 
 @pytest.mark.ci
 def test_mass_left_of_zero_falls_as_the_square_of_the_scale(power):
-    fit = power[0]["bounds"]["zero"]["flow_growth"]
+    fit = single(power[0], "growth", bound="zero", kind="flow")
     assert fit["upper_slope"] == pytest.approx(fit["lower_slope"], rel=0.1)
     assert 1.8 < fit["power"] < 2.1
 
@@ -140,27 +139,27 @@ def test_growth_of_known_curves():
 
 @pytest.mark.ci
 def test_power_distribution_draws(power):
-    names = draws_and_says(power_distribution.EXPERIMENT, POWER, *power)
-    assert names == {"figure"}
+    assert drawn(power_distribution.EXPERIMENT, *power) == {"figure"}
 
 
 # --- autoguidance_toy
 
 
 @pytest.mark.slow
-def test_autoguidance_toy(workspace):
-    metrics, data = autoguidance_toy.compute(TREE, workspace)
-    panels = metrics["panels"]
-    assert set(panels) == {name for name, *_ in autoguidance_toy.PANELS}
-    for panel in panels.values():
-        assert all(len(entry["seeds"]) == 2 for entry in panel.values())
+def test_autoguidance_toy(tmp_path):
+    metrics, data = computed(autoguidance_toy.EXPERIMENT, TREE, tmp_path)
+    panels = {
+        (r["network"], r["rule"]): {k: v["mean"] for k, v in r.items() if "mean" in v}
+        for r in metrics["tables"]["samples"]
+    }
+    assert tuple(panels) == autoguidance_toy.PANELS
     # Exact CFG leaves the root of the tree; exact sampling without guidance is true.
-    for name in ("w2", "branch_variation", "nn_recall"):
-        floor = panels["truth"][name]["mean"]
-        assert panels["exact/unguided"][name]["mean"] < 2.0 * floor
-        assert panels["exact/cfg"][name]["mean"] > 2.0 * floor
-    assert panels["unguided"]["outside"]["mean"] > 0.3  # after six steps of training
-    names = draws_and_says(autoguidance_toy.EXPERIMENT, TREE, metrics, data)
+    for name in ("w2", "branch_variation", "coverage_distance"):
+        floor = panels["truth", "truth"][name]
+        assert panels["exact", "unguided"][name] < 2.0 * floor
+        assert panels["exact", "cfg"][name] > 2.0 * floor
+    assert panels["trained", "unguided"]["outside"] > 0.3  # after six training steps
+    names = drawn(autoguidance_toy.EXPERIMENT, metrics, data)
     assert names == {"figure", "figure_paths"}
 
 
@@ -181,33 +180,24 @@ def test_branch_mass_against_counting():
 
 
 @pytest.mark.slow
-def test_cfg_zero_toy(workspace):
-    metrics, data = cfg_zero_toy.compute(ZERO, workspace)
-    result = metrics["scales"]["2"]
-    assert set(result) == {"exact", "2", "5", "paired"}
-    first = result["exact"]["first_velocity"]
-    assert first["error"]["mean"] == 0.0
+def test_cfg_zero_toy(tmp_path):
+    metrics, data = computed(cfg_zero_toy.EXPERIMENT, ZERO, tmp_path)
+    first, after_2, _ = metrics["tables"]["velocity"]
+    assert first["steps"] is None and first["error"]["mean"] == 0.0
     # D is twice the class's mean, (+-8, +-8), at once: v = noise - D.
     assert first["norm"]["mean"] == pytest.approx(np.sqrt(2 + 128), rel=0.03)
-    assert result["2"]["first_velocity"]["error"]["mean"] > 1.0
-    for rule in ("optimised", "zero", "both"):
-        change = result["paired"][f"5/{rule}"]
-        difference = [
-            a - b
-            for a, b in zip(
-                result["5"][rule]["sliced_w2"]["seeds"],
-                result["5"]["cfg"]["sliced_w2"]["seeds"],
-                strict=True,
-            )
-        ]
-        assert change["seeds"] == pytest.approx(difference)
-    names = draws_and_says(cfg_zero_toy.EXPERIMENT, ZERO, metrics, data)
-    assert names == {"figure"}
+    assert after_2["error"]["mean"] > 1.0
+    cfg = single(metrics, "samples", steps=5, rule="cfg")["sliced_w2"]["seeds"]
+    for rule in ("optimized", "zero", "cfg_zero"):
+        record = single(metrics, "samples", steps=5, rule=rule)
+        difference = np.subtract(record["sliced_w2"]["seeds"], cfg)
+        assert record["minus_cfg"]["seeds"] == pytest.approx(difference)
+    assert drawn(cfg_zero_toy.EXPERIMENT, metrics, data) == {"figure"}
 
 
 @pytest.mark.ci
 def test_a_zero_first_step_only_starts_later():
-    """In the clock of the flow x_t stays; as x / alpha it shrinks with 1 + sigma."""
+    """In the time of the flow x_t stays; as x / alpha it shrinks with 1 + sigma."""
     mixture = gg.presets.four_corners()
     sigmas = ZERO.schedule().sigmas()
     start = sigmas[0] * jax.random.normal(jax.random.key(0), (32, 2))
@@ -225,7 +215,7 @@ def test_a_zero_first_step_only_starts_later():
             initial=initial,
         )
 
-    for name, other in (("zero", gg.CFG(2.0)), ("both", gg.CFGZeroStar(2.0, 0))):
+    for name, other in (("zero", gg.CFG(2.0)), ("cfg_zero", gg.CFGZeroStar(2.0, 0))):
         found = sample(ZERO.rule(name, 2.0), sigmas, start)
         wanted = sample(other, sigmas[1:], later)
         np.testing.assert_allclose(found, wanted, atol=2e-4)

@@ -14,7 +14,8 @@ import pytest
 from support import tiny_results
 
 from toy_experiments import explorer
-from toy_experiments.common.experiment import Config, Experiment, over_seeds
+from toy_experiments.common.experiment import Config, Experiment
+from toy_experiments.common.records import over_seeds
 from toy_experiments.report import write_report
 from toy_experiments.report.tables import verdict_class
 
@@ -30,11 +31,14 @@ def made_up(name: str) -> Experiment:
 
     return Experiment(
         name,
+        "paper",
         f"what {name} < others",
         Config,
         nothing,
         nothing,
-        lambda metrics: [f"distance {metrics['rows']['a']['distance']['mean']:.2f}"],
+        lambda metrics: [
+            f"distance {metrics['tables']['rows'][0]['distance']['mean']:.2f}"
+        ],
     )
 
 
@@ -44,10 +48,13 @@ RECORD = {
     "seeds": 3,
     "config": {"num_samples": 64, "networks": {"width": 32}, "scales": [1.0, 2.5]},
     "versions": {"gmm_guidance": "7.8.9", "jax": "0.10.2"},
-    "label": 3,
-    "rows": {"a": over_seeds([{"distance": v} for v in (0.125, 0.25, 0.4375)])},
-    "none": None,
-    "ends": [0.001, 12345.678],
+    "tables": {
+        "rows": [
+            {"rule": "a", "scale": 2.5, "missing": None}
+            | over_seeds([{"distance": v} for v in (0.125, 0.25, 0.4375)])
+        ],
+        "exact": [{"rule": "<b>", "first": 0.001, "last": 12345.678}],
+    },
 }
 CLAIM = {
     "claim": "it is better <script>alert(1)</script>",
@@ -165,15 +172,15 @@ def test_a_made_up_experiment(out):
         "what first &lt; others",
         "<td>0.270833</td><td>0.0908</td>",
         "0.125, 0.25, 0.4375",
-        '<th scope="row">label</th><td>3</td>',
+        "rows: rule a, scale 2.5, missing undefined<",
+        "exact: rule &lt;b&gt;<",
         '<th scope="row">networks.width</th><td>32</td>',
         '<th scope="row">scales</th><td>1, 2.5</td>',
-        "undefined",
         "toy-experiments run second",
         "toy-experiments run explorer",
     ):
         assert wanted in text, wanted
-    assert "<td>0.001, 12345.7</td>" in text
+    assert "<td>0.001</td>" in text and "<td>12345.7</td>" in text
     assert "toy-experiments claims" in text
 
 
@@ -186,7 +193,7 @@ def test_every_number_and_figure_of_real_results(real):
     numbers = list(leaves(record))
     assert len(numbers) > 80
     assert not [v for v in numbers if f">{v:.6g}<" not in text.replace(", ", "<>")]
-    for line in explorer.EXPERIMENT.summarise(record):
+    for line in explorer.EXPERIMENT.summarize(record):
         assert line in unescape(text)
     (image,) = Page(path).all("img")
     embedded = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from toy_experiments.claims.ledger import (
     Claim,
+    Comparison,
     Judgement,
-    from_regimes,
-    interval,
+    all_or_some,
+    compare,
+    judge,
     of_entry,
-    paired,
 )
-from toy_experiments.common.experiment import Metrics
-from toy_experiments.common.toys import TOY_TITLES
+from toy_experiments.common.mixtures import MIXTURE_TITLES
+from toy_experiments.common.records import Metrics, Record, select, single
+
+
+def _case(record: Record) -> str:
+    """Mixture and training length, in words."""
+    steps = record["steps"]
+    length = "exact" if steps is None else f"{steps} steps"
+    return f"{MIXTURE_TITLES[record['mixture']]} {length}"
+
+
+def _tilted_distances(metrics: Metrics) -> list[tuple[str, dict[str, Record], float]]:
+    """Title, distance to the tilted distribution by kind, and floor, by mixture."""
+    drawn = metrics["config"]["drawn"]
+    result = []
+    for exact in select(metrics, "scales", scale=drawn):
+        samples = select(metrics, "samples", mixture=exact["mixture"], scale=drawn)
+        distances = {r["kind"]: r["w2_to_tilted"] for r in samples}
+        result.append((MIXTURE_TITLES[exact["mixture"]], distances, exact["floor"]))
+    return result
 
 
 def _repair(metrics: Metrics) -> Judgement:
     words, good, ends = [], [], []
-    drawn = f"{metrics['drawn']:g}"
-    for toy, result in metrics["toys"].items():
-        row = result[drawn]
-        cfg = row["CFG, exact"]["to tilted"]["mean"]
-        fixed = row["CFG repaired"]["to tilted"]
+    for title, distances, floor in _tilted_distances(metrics):
+        cfg, fixed = distances["cfg_exact"]["mean"], distances["cfg_repaired"]
         good.append(fixed["interval_95"][1] < 0.25 * cfg)
         words.append(
-            f"{TOY_TITLES[toy]}: W2 to the tilted law {cfg:.3f} for CFG, "
-            f"{fixed['mean']:.3f} repaired (floor {row['floor']:.3f})"
+            f"{title}: W2 to the tilted distribution {cfg:.3f} for CFG, "
+            f"{fixed['mean']:.3f} repaired (floor {floor:.3f})"
         )
         ends.append(of_entry(fixed))
     return Judgement(
-        f"exact denoisers, scale {drawn}",
+        f"exact denoisers, scale {metrics['config']['drawn']:g}",
         "; ".join(words) + ".",
         "; ".join(ends),
         "holds" if all(good) else "does not hold",
@@ -39,17 +57,15 @@ def _repair(metrics: Metrics) -> Judgement:
 
 def _not_tilted(metrics: Metrics) -> Judgement:
     words, good = [], []
-    drawn = f"{metrics['drawn']:g}"
-    for toy, result in metrics["toys"].items():
-        row = result[drawn]
-        cfg, flow = row["CFG, exact"]["to tilted"], row["tilted flow"]["to tilted"]
-        good.append(cfg["mean"] > 10 * row["floor"])
+    for title, distances, floor in _tilted_distances(metrics):
+        cfg, flow = (distances[k]["mean"] for k in ("cfg_exact", "tilted_flow"))
+        good.append(cfg > 10 * floor)
         words.append(
-            f"{TOY_TITLES[toy]}: W2 {cfg['mean']:.3f} for CFG, {flow['mean']:.3f} for "
-            f"the flow of the tilted law itself, floor {row['floor']:.3f}"
+            f"{title}: W2 {cfg:.3f} for CFG, {flow:.3f} for the flow of the tilted "
+            f"distribution itself, floor {floor:.3f}"
         )
     return Judgement(
-        f"exact denoisers, scale {drawn}",
+        f"exact denoisers, scale {metrics['config']['drawn']:g}",
         "; ".join(words) + ".",
         "",
         "holds" if all(good) else "does not hold",
@@ -58,102 +74,83 @@ def _not_tilted(metrics: Metrics) -> Judgement:
 
 def _middle_of_the_noise(metrics: Metrics) -> Judgement:
     words, good = [], []
-    for toy, result in metrics["toys"].items():
-        for name, row in result.items():
-            lo, hi = row["window"]
-            against = row["best window minus always"]
-            good.append(against["interval_95"][1] < 0 and hi < metrics["ends"][-1])
-            words.append(
-                f"{TOY_TITLES[toy]} {name}: best in ({lo:g}, {hi:g}], W2 "
-                f"{row['best window']['mean']:.3f} against {row['always']['mean']:.3f} "
-                f"always"
-            )
+    for record in metrics["tables"]["windows"]:
+        against = record["best_minus_always"]
+        is_below = record["best_to"] < metrics["config"]["ends"][-1]
+        good.append(against["interval_95"][1] < 0 and is_below)
+        words.append(
+            f"{_case(record)}: best in ({record['best_from']:g}, "
+            f"{record['best_to']:g}], W2 {record['best']['mean']:.3f} against "
+            f"{record['always']['mean']:.3f} always"
+        )
     return Judgement(
-        f"CFG scale {metrics['scale']:g}, levels in standard deviations of the data",
+        f"CFG scale {metrics['config']['scale']:g}, levels in standard deviations of "
+        "the data",
         "; ".join(words) + ".",
         "each by its own interval over seeds",
-        "holds" if all(good) else "holds in a regime" if any(good) else "does not hold",
+        all_or_some(good),
     )
 
 
 def _better_than_none(metrics: Metrics) -> Judgement:
-    words, good, bad = [], [], []
-    for toy, result in metrics["toys"].items():
-        for name, row in result.items():
-            change = row["best window minus no guidance"]
-            good.append(change["interval_95"][1] < 0)
-            bad.append(change["interval_95"][0] > 0)
-            words.append(f"{TOY_TITLES[toy]} {name} {change['mean']:+.4f}")
-    return Judgement(
+    return judge(
+        [
+            Comparison.of(_case(r), r["best_minus_no_guidance"])
+            for r in metrics["tables"]["windows"]
+        ],
+        "Change of W2 against no guidance",
         "fidelity to p(x | label); the best of all windows",
-        f"Change of W2 against no guidance: {', '.join(words)}.",
-        "each by its own interval over seeds",
-        "holds" if all(good) else "holds in a regime" if any(good) else "does not hold",
+        digits=4,
+        each=False,
     )
 
 
 def _bias_dominates(metrics: Metrics) -> Judgement:
-    words, ends = [], []
-    good = []
-    for key, row in metrics["toys"]["tree"].items():
-        if not key.startswith("noised"):
-            continue
-        entry = row["learned error exceeds the bias below sigma"]
-        words.append(f"{key.split(', ')[1]}: sigma {entry['mean']:.3f}")
-        ends.append(of_entry(entry))
-        good.append(entry["mean"] < 0.5)
+    records = select(metrics, "budgets", mixture="tree", points="noised")
+    crossings = [r["crossing_sigma"] for r in records]
+    words = [f"{r['steps']} steps: {r['crossing_sigma']['mean']:.3f}" for r in records]
     return Judgement(
-        f"tree mixture, scale {metrics['scale']:g}",
-        f"The bias of exact CFG dominates above {', '.join(words)}; the learned error "
-        f"below.",
-        "; ".join(ends),
-        "holds" if all(good) else "holds in a regime" if any(good) else "does not hold",
+        f"tree mixture, scale {metrics['config']['scale']:g}",
+        f"The bias of exact CFG dominates above sigma ({', '.join(words)}); the "
+        f"learned error below.",
+        "; ".join(of_entry(c) for c in crossings),
+        all_or_some([c["mean"] < 0.5 for c in crossings]),
     )
 
 
 def _data_coefficients(metrics: Metrics) -> Judgement:
-    worst, shares, total = [], [], 0
-    for result in metrics["cases"].values():
-        for row in result.values():
-            found = row["squared error removed by all blocks"]
-            worst += found["smallest share at a level"]["seeds"]
-            shares.append(found["share"]["mean"])
-            total += len(found["share"]["seeds"])
-    low = min(worst)
+    records = metrics["tables"]["networks"]
+    worst = [v for r in records for v in r["smallest_fraction_at_a_level"]["seeds"]]
+    fractions = [r["removed_fraction"]["mean"] for r in records]
     return Judgement(
-        "four cases of mixture and width, all training lengths",
-        f"Coefficients from data alone remove {min(shares):.0%} to "
-        f"{max(shares):.0%} of the squared denoising error; the worst change at any "
-        f"level of {total} networks is {low:+.1%}.",
+        "all mixtures and widths, all training lengths",
+        f"Coefficients from data alone remove {min(fractions):.0%} to "
+        f"{max(fractions):.0%} of the squared denoising error; the worst change at any "
+        f"level of {len(worst)} networks is {min(worst):+.1%}.",
         "measured against the closed form",
-        "holds" if low > -0.05 else "does not hold",
+        "holds" if min(worst) > -0.05 else "does not hold",
     )
 
 
 def _calibrated_beats_grid(metrics: Metrics) -> Judgement:
-    good, bad, where = [], [], []
-    relative = []
-    for case, result in metrics["cases"].items():
-        for steps, row in result.items():
-            change = row["change against best CFG"]["calibrated, all blocks"]
-            best = row["distance"]["best CFG"]["mean"]
-            relative.append(change["mean"] / best)
-            good.append(change["interval_95"][1] < 0)
-            bad.append(change["interval_95"][0] > 0)
-            if good[-1]:
-                where.append(f"{case}, {steps}")
-    return Judgement(
-        "holds for " + "; ".join(where) if where else "all cases",
-        f"Closer than the best constant CFG in {sum(good)}, farther in {sum(bad)} of "
-        f"{len(good)} cases; relative change of W2 from {min(relative):+.0%} to "
-        f"{max(relative):+.0%}, median {np.median(relative):+.0%}.",
-        "each case by its own interval over seeds",
-        "holds" if all(good) else "holds in a regime" if any(good) else "does not hold",
+    found, relative = [], []
+    for record in select(metrics, "rules", rule="calibrated_all"):
+        place = {k: record[k] for k in ("mixture", "width", "steps")}
+        best = single(metrics, "rules", rule="best_cfg", **place)
+        case = f"{_case(record)} width {record['width']}"
+        found.append(Comparison.of(case, record["minus_best_cfg"]))
+        relative.append(found[-1].change / best["distance"]["mean"])
+    better, worse = sum(c.is_better for c in found), sum(c.is_worse for c in found)
+    effect = (
+        f"Closer than the best constant CFG in {better}, farther in {worse} of "
+        f"{len(found)} cases; relative change of W2 from {min(relative):+.0%} to "
+        f"{max(relative):+.0%}, median {np.median(relative):+.0%}."
     )
+    return judge(found, effect, "all cases", each=False)
 
 
 def _flow_variance(metrics: Metrics) -> Judgement:
-    rows = metrics["pair"]["flow"]
+    rows = select(metrics, "pair", kind="flow")
     worst = max(abs(r["variance"] / 2.0 ** (1.0 - r["scale"]) - 1.0) for r in rows)
     return Judgement(
         f"N(m, 1) against N(0, 2), scales up to {rows[-1]['scale']:g}",
@@ -163,103 +160,84 @@ def _flow_variance(metrics: Metrics) -> Judgement:
     )
 
 
-def _growth(key: str, form: str, wanted: float):
+def _growth(bound: str, wanted: float) -> Callable[[Metrics], Judgement]:
     """Whether ``-log(1 - P)`` grows at least as a power of the weight."""
 
-    def judge(metrics: Metrics) -> Judgement:
-        found = metrics["bounds"][key]
-        flow, w = found["flow"], metrics["bounds"]["w"]
-        power = found["flow_growth"]["power"]
+    def decide(metrics: Metrics) -> Judgement:
+        rows = select(metrics, "bounds", bound=bound)
+        first, last = rows[0], rows[-1]
+        power = single(metrics, "growth", bound=bound, kind="flow")["power"]
         return Judgement(
-            f"weights w = scale - 1 from {w[0]:g} to {w[-1]:g}, exact denoisers",
-            f"-log(1 - P) goes from {flow[0]:.2f} to {flow[-1]:.2f}, as w^{power:.2f} "
-            f"({form} asks for w^{wanted:g}); the tilted law's from "
-            f"{found['tilted'][0]:.2f} to {found['tilted'][-1]:.2f}.",
+            f"weights w = scale - 1 from {first['w']:g} to {last['w']:g}, exact "
+            "denoisers",
+            f"-log(1 - P) goes from {first['flow']:.2f} to {last['flow']:.2f}, as "
+            f"w^{power:.2f} (the bound asks for w^{wanted:g}); that of the tilted "
+            f"distribution from {first['tilted']:.2f} to {last['tilted']:.2f}.",
             "",
             # The bound's constants are not stated: a slower growth here may belong to
             # another constant before sqrt(w).
             "holds" if power > 0.8 * wanted else "undecided",
         )
 
-    return judge
+    return decide
+
+
+def _tree(metrics: Metrics, rule: str, network: str = "trained") -> Record:
+    return single(metrics, "samples", network=network, rule=rule)
 
 
 def _coverage(metrics: Metrics) -> Judgement:
-    panels = metrics["panels"]
-    plain, cfg, auto = (
-        panels[name]["nn_recall"] for name in ("unguided", "cfg", "autoguidance")
+    name = "coverage_distance"
+    cfg, auto = _tree(metrics, "cfg"), _tree(metrics, "autoguidance")
+    plain, exact = _tree(metrics, "unguided"), _tree(metrics, "cfg", "exact")
+    effect = (
+        f"{plain[name]['mean']:.4f} without guidance, {cfg[name]['mean']:.4f} with CFG "
+        f"({exact[name]['mean']:.4f} with exact denoisers), {auto[name]['mean']:.4f} "
+        "with AutoGuidance."
     )
-    exact = panels["exact/cfg"]["nn_recall"]
-    loss, low, high = paired(cfg, auto)
-    return Judgement(
-        "tree mixture; mean distance from a true sample to the nearest generated one",
-        f"{plain['mean']:.4f} without guidance, {cfg['mean']:.4f} with CFG "
-        f"({exact['mean']:.4f} with exact denoisers), {auto['mean']:.4f} with "
-        f"AutoGuidance: CFG is farther by {loss:.4f}.",
-        interval(low, high, 4),
-        "holds" if low > 0 else "does not hold" if high < 0 else "undecided",
-    )
+    regime = "tree mixture; mean distance from a true sample to the nearest one"
+    return judge([compare("", auto, cfg, name)], effect, regime, digits=4)
 
 
 def _outliers(metrics: Metrics) -> Judgement:
-    panels = metrics["panels"]
-    words, good, bad, ends = [], [], [], []
-    for name, title in (("outside", "share outside"), ("nll_p99", "99 % NLL")):
-        plain, auto = panels["unguided"][name], panels["autoguidance"][name]
-        change, low, high = paired(auto, plain)
-        good.append(high < 0)
-        bad.append(low > 0)
+    plain, auto = _tree(metrics, "unguided"), _tree(metrics, "autoguidance")
+    found, words = [], []
+    for name, title in (("outside", "fraction outside"), ("nll_p99", "99 % NLL")):
+        found.append(compare(title, auto, plain, name))
         words.append(
-            f"{title} {plain['mean']:.3g} without guidance, {auto['mean']:.3g} with "
-            f"AutoGuidance ({change:+.3g})"
+            f"{title} {plain[name]['mean']:.3g} without guidance, "
+            f"{auto[name]['mean']:.3g} with AutoGuidance ({found[-1].change:+.3g})"
         )
-        ends.append(f"{title} {interval(low, high)}")
-    return Judgement(
-        "tree mixture, networks of one training run each",
-        "; ".join(words) + ".",
-        "; ".join(ends),
-        from_regimes(good, bad),
-    )
+    regime = "tree mixture, networks of one training run each"
+    return judge(found, "; ".join(words) + ".", regime)
 
 
 def _s2_on_the_tree(metrics: Metrics) -> Judgement:
-    panels = metrics["panels"]
-    change, low, high = paired(panels["s2"]["sliced_w2"], panels["cfg"]["sliced_w2"])
-    exact = panels["exact/cfg"]["sliced_w2"]["mean"]
-    return Judgement(
-        "tree mixture, CFG scale 4",
-        f"Sliced W2 {panels['cfg']['sliced_w2']['mean']:.3f} with CFG (exact denoisers "
-        f"{exact:.3f}), {change:+.3f} with the S² term.",
-        interval(low, high),
-        "holds" if high < 0 else "does not hold" if low > 0 else "undecided",
+    change = compare("", _tree(metrics, "s2"), _tree(metrics, "cfg"), "sliced_w2")
+    cfg, exact = (_tree(metrics, "cfg", n)["sliced_w2"] for n in ("trained", "exact"))
+    effect = (
+        f"Sliced W2 {cfg['mean']:.3f} with CFG (exact denoisers {exact['mean']:.3f}), "
+        f"{change.change:+.3f} with the S² term."
     )
+    return judge([change], effect, "tree mixture, CFG scale 4")
 
 
-def _cfg_zero(variant: str):
-    def judge(metrics: Metrics) -> Judgement:
-        good, bad, words, where = [], [], [], []
-        for scale, result in metrics["scales"].items():
-            for steps in metrics["steps"]:
-                change = result["paired"][f"{steps}/{variant}"]
-                low, high = change["interval_95"]
-                good.append(high < 0)
-                bad.append(low > 0)
-                if high < 0:
-                    where.append(f"{steps} steps at λ = {scale}")
-                words.append(f"{steps} steps, λ = {scale}: {change['mean']:+.3f}")
-        return Judgement(
-            "holds for " + ", ".join(where) if where else "all training lengths",
-            f"Change of sliced W2 against CFG: {'; '.join(words)}.",
-            "each by its own interval over seeds",
-            from_regimes(good, bad),
-        )
+def _cfg_zero(rule: str) -> Callable[[Metrics], Judgement]:
+    def decide(metrics: Metrics) -> Judgement:
+        found = [
+            Comparison.of(f"{r['steps']} steps at λ = {r['scale']:g}", r["minus_cfg"])
+            for r in select(metrics, "samples", rule=rule)
+            if r["steps"] is not None
+        ]
+        effect = "Change of sliced W2 against CFG"
+        return judge(found, effect, "all training lengths", each=False)
 
-    return judge
+    return decide
 
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
-        "CFG does not sample the tilted law p(x) p(label | x)^scale.",
+        "CFG does not sample the tilted distribution p(x) p(label | x)^scale.",
         "Bradley & Nakkiran, arXiv 2408.09000",
         "repair",
         _not_tilted,
@@ -311,13 +289,13 @@ CLAIMS: tuple[Claim, ...] = (
         "On two unit Gaussians at -1 and 1, P(x >= 0) >= 1 - exp(-Omega(w^2)).",
         "Chidambaram et al., arXiv 2409.13074",
         "power_distribution",
-        _growth("zero", "the bound", 2.0),
+        _growth("zero", 2.0),
     ),
     Claim(
         "On the same pair, P(x >= sqrt(w)) >= 1 - exp(-Omega(w)).",
         "Chidambaram et al., arXiv 2409.13074",
         "power_distribution",
-        _growth("root", "the bound", 1.0),
+        _growth("root", 1.0),
     ),
     Claim(
         "CFG loses branches of the data that AutoGuidance keeps.",
@@ -338,10 +316,10 @@ CLAIMS: tuple[Claim, ...] = (
         _s2_on_the_tree,
     ),
     Claim(
-        "The optimised scale of CFG-Zero* helps, most of all early in training.",
+        "The optimized scale of CFG-Zero* helps, most of all early in training.",
         "Fan et al., arXiv 2503.18886, Fig. 3",
         "cfg_zero_toy",
-        _cfg_zero("optimised"),
+        _cfg_zero("optimized"),
     ),
     Claim(
         "Zero velocity in the first step helps an under-trained flow.",

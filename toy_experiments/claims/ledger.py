@@ -10,13 +10,10 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from gmm_guidance._runtime.files import write_text
-from gmm_guidance.metrics import confidence_interval
-from toy_experiments.common.experiment import Metrics
+from toy_experiments.common.records import Metrics, Record, paired_change
 
 Verdict = Literal[
     "holds", "holds in a regime", "does not hold", "undecided", "not testable here"
@@ -149,11 +146,89 @@ def _markdown(rows: Sequence[dict[str, str]]) -> str:
 # -- what judges share ----------------------------------------------------------------
 
 
-def paired(entry: Metrics, other: Metrics) -> tuple[float, float, float]:
-    """Mean difference of two entries over the same seeds, and its 95 % interval."""
-    change = np.array(entry["seeds"]) - np.array(other["seeds"])
-    low, high = confidence_interval(change)
-    return float(change.mean()), float(low), float(high)
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A change against a reference in one case; negative is better.
+
+    Attributes:
+        case: mixture, network, ... in words.
+        change: mean over seeds.
+        low: lower end of its 95 % interval.
+        high: upper end.
+    """
+
+    case: str
+    change: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, case: str, change: Record) -> Comparison:
+        """From the measurement of a change."""
+        return cls(case, change["mean"], *change["interval_95"])
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the interval is below zero."""
+        return self.high < 0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the interval is above zero."""
+        return self.low > 0
+
+
+def compare(case: str, record: Record, reference: Record, name: str) -> Comparison:
+    """Paired change of a measurement of two records over the same seeds."""
+    return Comparison.of(case, paired_change(record, reference, name))
+
+
+def judge(
+    found: Sequence[Comparison],
+    effect: str,
+    regime: str,
+    *,
+    digits: int = 3,
+    each: bool = True,
+) -> Judgement:
+    """A judgement from the changes in several cases.
+
+    Args:
+        found: the changes.
+        effect: what changes; the numbers follow unless it ends with a period.
+        regime: where it was tested, for a claim that holds nowhere.
+        digits: of the numbers.
+        each: whether to list the interval of each case.
+    """
+    better = [c.case for c in found if c.is_better and c.case]
+    if not effect.endswith("."):
+        values = (f"{c.case} {c.change:+.{digits}f}".strip() for c in found)
+        effect = f"{effect}: {', '.join(values)}."
+    ends = "; ".join(
+        f"{c.case} {interval(c.low, c.high, digits)}".strip() for c in found
+    )
+    return Judgement(
+        "holds for " + "; ".join(better) if better else regime,
+        effect,
+        ends if each else "each by its own interval over seeds",
+        verdict_of(found),
+    )
+
+
+def verdict_of(found: Sequence[Comparison]) -> Verdict:
+    """A verdict from several cases: where a claim clearly holds and clearly fails."""
+    if all(c.is_better for c in found):
+        return "holds"
+    if any(c.is_better for c in found):
+        return "holds in a regime"
+    return "does not hold" if any(c.is_worse for c in found) else "undecided"
+
+
+def all_or_some(good: Sequence[bool]) -> Verdict:
+    """A verdict from conditions that hold or fail."""
+    if all(good):
+        return "holds"
+    return "holds in a regime" if any(good) else "does not hold"
 
 
 def interval(low: float, high: float, digits: int = 3) -> str:
@@ -161,16 +236,9 @@ def interval(low: float, high: float, digits: int = 3) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def of_entry(entry: Metrics, digits: int = 3) -> str:
-    """The interval of an entry, empty where it has none."""
-    ends: Any = entry.get("interval_95")
-    return interval(ends[0], ends[1], digits) if ends else ""
-
-
-def from_regimes(good: Sequence[bool], bad: Sequence[bool]) -> Verdict:
-    """A verdict from several regimes: where it clearly holds and clearly fails."""
-    if all(good):
-        return "holds"
-    if any(good):
-        return "holds in a regime"
-    return "does not hold" if any(bad) else "undecided"
+def of_entry(entry: Record, digits: int = 3) -> str:
+    """The interval of a measurement, empty where it has none."""
+    if "interval_95" not in entry:
+        return ""
+    low, high = entry["interval_95"]
+    return interval(low, high, digits)

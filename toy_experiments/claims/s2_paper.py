@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 
 from toy_experiments.claims.ledger import (
     Claim,
+    Comparison,
     Judgement,
     Verdict,
-    from_regimes,
+    all_or_some,
+    compare,
     interval,
+    judge,
     of_entry,
-    paired,
 )
-from toy_experiments.common.experiment import Metrics
+from toy_experiments.common.mixtures import MIXTURE_TITLES
+from toy_experiments.common.paper import NETWORK_TITLES, REGIMES
+from toy_experiments.common.records import (
+    Metrics,
+    Record,
+    distinct,
+    paired_change,
+    select,
+    single,
+)
+from toy_experiments.phase_diagram import EQUAL_COST
 
 _PAPER = "Chen et al., arXiv 2508.12880v4"
 # An interval of 95 % lies on the wrong side of zero in 2.5 % of cells by chance.
 _CHANCE = 0.05
-_REGIMES = ("under", "well")
-_NAMES = {"under": "under-trained", "well": "well-trained"}
+
+
+def _case(record: Record) -> str:
+    """Where a record belongs, in words."""
+    words = [MIXTURE_TITLES[record["mixture"]]]
+    if "network" in record:
+        words.append(NETWORK_TITLES[record["network"]])
+    if "steps" in record:
+        words.append(f"{record['steps']} steps")
+    if "s2_scale" in record:
+        words.append(f"ω = {record['s2_scale']:g}")
+    return ", ".join(words)
+
+
+def _line(metrics: Metrics, network: str, rule: str) -> Record:
+    return single(metrics, "samples", mixture="two_modes", network=network, rule=rule)
 
 
 def _cfg_shifts(metrics: Metrics) -> Judgement:
-    line = metrics["dimensions"]["1"]
-    exact, trained = line["exact/cfg"], line["well/cfg"]
+    exact, trained = (_line(metrics, n, "cfg") for n in ("exact", "well"))
     shift, width = exact["mode_shift"]["mean"], exact["mode_width_ratio"]["mean"]
     low, high = trained["mode_shift"]["interval_95"]
-    holds = shift > 0.1 and low > 0.1
     return Judgement(
         "two modes, CFG scale "
         f"{metrics['config']['guidance']['cfg_scale']:g}, exact and trained denoisers",
@@ -35,238 +62,219 @@ def _cfg_shifts(metrics: Metrics) -> Judgement:
         f"{width:.2f} of its width with exact denoisers, by "
         f"{trained['mode_shift']['mean']:.2f} with the well-trained network.",
         interval(low, high, 2),
-        "holds" if holds else "does not hold",
+        "holds" if shift > 0.1 and low > 0.1 else "does not hold",
     )
 
 
 def _cfg_is_network_error(metrics: Metrics) -> Judgement:
-    line = metrics["dimensions"]["1"]
-    exact, trained = line["exact/cfg"]["w2"]["mean"], line["well/cfg"]["w2"]
-    share = (trained["mean"] - exact) / trained["mean"]
+    exact, trained = (_line(metrics, n, "cfg")["w2"] for n in ("exact", "well"))
+    fraction = (trained["mean"] - exact["mean"]) / trained["mean"]
     return Judgement(
         "two modes, well-trained network",
-        f"W2 to the truth is {exact:.3f} with exact denoisers and "
+        f"W2 to the truth is {exact['mean']:.3f} with exact denoisers and "
         f"{trained['mean']:.3f} with the network: learning error accounts for "
-        f"{share:.0%} of it.",
+        f"{fraction:.0%} of it.",
         of_entry(trained),
-        "holds" if share > 0.5 else "does not hold",
+        "holds" if fraction > 0.5 else "does not hold",
     )
 
 
-def _against_cfg(method: str, metric: dict[int, str]):
-    """Whether a method is closer to the truth than CFG, by dimension and regime."""
+def _against_cfg(rule: str) -> Callable[[Metrics], Judgement]:
+    """Whether a rule is closer to the truth than CFG, by mixture and network."""
 
-    def judge(metrics: Metrics) -> Judgement:
-        good, bad, words, ends, where = [], [], [], [], []
-        for dim, name in metric.items():
-            result = metrics["dimensions"][str(dim)]
-            for regime in _REGIMES:
-                change, low, high = paired(
-                    result[f"{regime}/{method}"][name], result[f"{regime}/cfg"][name]
+    def decide(metrics: Metrics) -> Judgement:
+        found = []
+        for network in REGIMES:
+            for record in select(metrics, "samples", network=network, rule=rule):
+                name = "w2" if "w2" in record else "sliced_w2"
+                cfg = single(
+                    metrics,
+                    "samples",
+                    mixture=record["mixture"],
+                    network=network,
+                    rule="cfg",
                 )
-                good.append(high < 0)
-                bad.append(low > 0)
-                case = f"{dim}-D {_NAMES[regime]}"
-                words.append(f"{case} {change:+.3f}")
-                ends.append(f"{case} {interval(low, high)}")
-                if high < 0:
-                    where.append(case)
-        return Judgement(
-            "holds for " + ", ".join(where) if where else "1-D and 2-D, both networks",
-            f"Change of W2 against CFG at the same scale: {', '.join(words)}.",
-            "; ".join(ends),
-            from_regimes(good, bad),
+                found.append(compare(_case(record), record, cfg, name))
+        return judge(
+            found,
+            "Change of W2 against CFG at the same scale",
+            "both mixtures, both networks",
         )
 
-    return judge
+    return decide
 
 
 def _returns_the_mode(metrics: Metrics) -> Judgement:
-    line = metrics["dimensions"]["1"]
-    words, good, bad, ends = [], [], [], []
-    for regime in _REGIMES:
-        cfg, s2 = line[f"{regime}/cfg"], line[f"{regime}/s2"]
-        change, low, high = paired(s2["mode_shift"], cfg["mode_shift"])
-        good.append(high < 0)
-        bad.append(low > 0)
+    found, words = [], []
+    for network in REGIMES:
+        cfg, s2 = (_line(metrics, network, rule) for rule in ("cfg", "s2"))
+        title = NETWORK_TITLES[network]
+        found.append(compare(f"{title}, change of shift", s2, cfg, "mode_shift"))
         words.append(
-            f"{_NAMES[regime]}: shift {cfg['mode_shift']['mean']:.2f} with CFG, "
+            f"{title}: shift {cfg['mode_shift']['mean']:.2f} with CFG, "
             f"{s2['mode_shift']['mean']:.2f} with S² (width "
             f"{cfg['mode_width_ratio']['mean']:.2f} and "
             f"{s2['mode_width_ratio']['mean']:.2f})"
         )
-        ends.append(f"{_NAMES[regime]} change of shift {interval(low, high)}")
-    return Judgement(
-        "two modes, shifts in standard deviations",
-        "; ".join(words) + ".",
-        "; ".join(ends),
-        from_regimes(good, bad),
-    )
+    regime = "two modes, shifts in standard deviations"
+    return judge(found, "; ".join(words) + ".", regime)
 
 
 def _helps_at_equal_scale(metrics: Metrics) -> Judgement:
-    helping: list[str] = []
-    total = harms = 0
-    by_scale: dict[str, list[str]] = {}
-    for result in metrics["toys"].values():
-        for cell, entry in result["cells"].items():
-            total += 1
-            scale = cell.split("scale ")[1].split(",")[0]
-            by_scale.setdefault(scale, []).append(entry["verdict"])
-            if entry["verdict"] == "helps":
-                helping.append(cell)
-            harms += entry["verdict"] == "harms"
-    shares = ", ".join(
-        f"λ = {scale}: helps {found.count('helps')}, harms {found.count('harms')} of "
-        f"{len(found)}"
-        for scale, found in by_scale.items()
+    cells = metrics["tables"]["cells"]
+    total = len(cells)
+    by_scale = {
+        scale: Counter(c["verdict"] for c in select(metrics, "cells", scale=scale))
+        for scale in distinct(cells, "scale")
+    }
+    closer = sum(counts["closer"] for counts in by_scale.values())
+    farther = sum(counts["farther"] for counts in by_scale.values())
+    each = ", ".join(
+        f"λ = {scale:g}: closer {counts['closer']}, farther {counts['farther']} of "
+        f"{counts.total()}"
+        for scale, counts in by_scale.items()
     )
-    verdict: Verdict = (
-        "does not hold"
-        if len(helping) <= _CHANCE * total
-        else "holds"
-        if len(helping) > 0.9 * total
-        else "holds in a regime"
-    )
-    most = max(by_scale, key=lambda s: by_scale[s].count("helps") / len(by_scale[s]))
+    most = max(by_scale, key=lambda s: by_scale[s]["closer"] / by_scale[s].total())
+    verdict: Verdict = "holds in a regime"
+    if closer <= _CHANCE * total:
+        verdict = "does not hold"
+    elif closer > 0.9 * total:
+        verdict = "holds"
     return Judgement(
-        f"three mixtures, {total} cells; most often at λ = {most}",
-        f"S² is closer to the truth than CFG at the same scale in {len(helping)} of "
-        f"{total} cells, farther in {harms} ({shares}).",
+        f"three mixtures, {total} cells; most often at λ = {most:g}",
+        f"S² is closer to the truth than CFG at the same scale in {closer} of {total} "
+        f"cells, farther in {farther} ({each}).",
         "each cell by its own interval over seeds",
         verdict,
     )
 
 
-def _best(key: str, field: str, baseline: str):
-    def judge(metrics: Metrics) -> Judgement:
-        good, bad, where, total = [], [], [], 0
-        extremes: list[tuple[float, str, list[float]]] = []
-        for toy, result in metrics["toys"].items():
-            for steps, rows in result["best"].items():
-                for name, entry in rows.items():
-                    if not name.startswith("S2"):
-                        continue
-                    total += 1
-                    verdict = entry[field]
-                    good.append(verdict == "helps")
-                    bad.append(verdict == "harms")
-                    case = f"{toy}, {steps}, {name.replace('S2 omega', 'ω =')}"
-                    if verdict == "helps":
-                        where.append(case)
-                    relative = entry[key]["mean"] / rows[baseline]["distance"]["mean"]
-                    extremes.append((relative, case, entry[key]["interval_95"]))
-        low, high = min(extremes), max(extremes)
-        return Judgement(
-            "holds for " + "; ".join(where)
-            if where
-            else f"three mixtures, {total} cells",
-            f"With each rule at its own best scale S² is closer in {sum(good)}, "
-            f"farther in {sum(bad)} of {total} cells; relative change of W2 from "
-            f"{low[0]:+.1%} ({low[1]}) to {high[0]:+.0%} ({high[1]}).",
-            f"change of W2 at the best cell {interval(low[2][0], low[2][1], 4)}",
-            from_regimes(good, bad),
-        )
+def _best(reference: str) -> Callable[[Metrics], Judgement]:
+    """S² at its best scale against a rule at its best scale."""
 
-    return judge
+    def decide(metrics: Metrics) -> Judgement:
+        found, relative = [], []
+        for record in select(metrics, "best", rule="s2"):
+            place = {k: record[k] for k in ("mixture", "steps")}
+            other = single(metrics, "best", rule=reference, **place)
+            change = Comparison.of(_case(record), record[f"minus_{reference}"])
+            found.append(change)
+            relative.append(change.change / other["distance"]["mean"])
+        low, high = int(np.argmin(relative)), int(np.argmax(relative))
+        better, worse = (sum(c) for c in zip(
+            *((c.is_better, c.is_worse) for c in found), strict=True
+        ))  # fmt: skip
+        effect = (
+            f"With each rule at its own best scale S² is closer in {better}, farther "
+            f"in {worse} of {len(found)} cells; relative change of W2 from "
+            f"{relative[low]:+.1%} ({found[low].case}) to {relative[high]:+.0%} "
+            f"({found[high].case})."
+        )
+        return judge(found, effect, f"three mixtures, {len(found)} cells", each=False)
+
+    return decide
 
 
 def _naive_like_single(metrics: Metrics) -> Judgement:
     words, close = [], []
-    for dim in metrics["config"]["dimensions"]:
-        for regime in _REGIMES:
-            one = metrics["curves"][f"{dim}/{regime}/1"]["distance"]
-            every = metrics["curves"][f"{dim}/{regime}/all"]["distance"]
-            change, low, high = paired(one, every)
-            close.append(max(abs(low), abs(high)) < 0.05 * every["mean"])
-            relative = change / every["mean"]
-            words.append(f"{dim}-D {_NAMES[regime]} {relative:+.1%}")
+    for one in select(metrics, "masks", num_masks=1):
+        place = {k: one[k] for k in ("mixture", "network")}
+        every = single(metrics, "masks", num_masks="all", **place)
+        change = paired_change(one, every, "distance")
+        mean = every["distance"]["mean"]
+        close.append(max(abs(end) for end in change["interval_95"]) < 0.05 * mean)
+        words.append(f"{_case(place)} {change['mean'] / mean:+.1%}")
     return Judgement(
         "the expectation over all masks against one mask a step",
         f"Relative difference of W2: {', '.join(words)} (within 5 % counts as equal).",
         "each interval within 5 %" if all(close) else "not all intervals within 5 %",
-        "holds"
-        if all(close)
-        else "holds in a regime"
-        if any(close)
-        else "does not hold",
+        all_or_some(close),
     )
 
 
 def _same_direction(metrics: Metrics) -> Judgement:
-    shares, words = [], []
-    for toy, result in metrics["toys"].items():
-        for steps, rows in result.items():
-            entry = rows["share of the squared correction that is variance"]
-            share = entry["median over noise levels"]
-            shares.append(share)
-            words.append(f"{toy} {steps} {share['mean']:.0%}")
+    records = metrics["tables"]["variance"]
+    fractions = [r["variance_fraction"] for r in records]
+    words = [f"{_case(r)} {r['variance_fraction']['mean']:.0%}" for r in records]
     # Corrections in one direction have no variance; unrelated ones nothing else.
-    low = all(s["interval_95"][1] < 0.25 for s in shares)
+    low = all(f["interval_95"][1] < 0.25 for f in fractions)
     return Judgement(
         "one block dropped of seven, exact over all masks, median over noise levels",
-        f"Share of the squared correction that is variance between blocks: "
+        f"Fraction of the squared correction that is variance between blocks: "
         f"{', '.join(words)} (0 % if all push alike, 86 % if they are unrelated).",
-        "; ".join(of_entry(s, 2) for s in shares),
+        "; ".join(of_entry(f, 2) for f in fractions),
         "holds" if low else "does not hold",
+    )
+
+
+def _mask_noise(metrics: Metrics) -> Judgement:
+    words, relative = [], []
+    for one in select(metrics, "draws", masks="shared, fresh, N = 1"):
+        place = {k: one[k] for k in ("mixture", "steps")}
+        frozen = single(metrics, "draws", masks="shared, frozen", **place)
+        spread, kept = (
+            r["std_of_distance_over_masks"]["mean"] / r["distance"]["mean"]
+            for r in (one, frozen)
+        )
+        upper = one["std_of_distance_over_masks"]["interval_95"][1]
+        relative.append(upper / one["distance"]["mean"])
+        words.append(f"{_case(place)} {spread:.1%} (frozen {kept:.1%})")
+    return Judgement(
+        "fixed noise, masks drawn anew",
+        f"Standard deviation of W2 over masks, relative to W2: {', '.join(words)}.",
+        f"upper ends at most {max(relative):.1%}",
+        all_or_some([r < 0.05 for r in relative]),
     )
 
 
 def _small_omega(metrics: Metrics) -> Judgement:
     """A small omega is better than none, a large one worse than a small one."""
-    better, worse, total = 0, 0, 0
-    omegas = [w for w in metrics["s2_scales"] if w]
+    omegas = distinct(metrics["tables"]["cells"], "s2_scale")
     small, large = min(omegas), max(omegas)
-    for result in metrics["toys"].values():
-        for cell, entry in result["cells"].items():
-            if not cell.endswith(f"omega {small:g}"):
-                continue
-            total += 1
-            other = result["cells"][
-                cell.replace(f"omega {small:g}", f"omega {large:g}")
-            ]
-            gap, low, _ = paired(
-                other["change of distance"], entry["change of distance"]
-            )
-            better += entry["verdict"] == "helps"
-            worse += low > 0
-    first, second = better / total, worse / total
+    cells = select(metrics, "cells", s2_scale=small)
+    better = sum(cell["verdict"] == "closer" for cell in cells)
+    worse = 0
+    for cell in cells:
+        place = {k: cell[k] for k in ("mixture", "steps", "scale")}
+        other = single(metrics, "cells", s2_scale=large, **place)
+        worse += compare("", other, cell, "change_of_distance").is_worse
+    least = min(better, worse) / len(cells)
+    verdict: Verdict = "does not hold"
+    if least > _CHANCE:
+        verdict = "holds" if least > 0.9 else "holds in a regime"
     return Judgement(
         f"three mixtures, ω = {small:g} against 0 and {large:g}",
-        f"ω = {small:g} is closer to the truth than CFG in {better} of {total} cells; "
-        f"ω = {large:g} is farther than ω = {small:g} in {worse}.",
+        f"ω = {small:g} is closer to the truth than CFG in {better} of {len(cells)} "
+        f"cells; ω = {large:g} is farther than ω = {small:g} in {worse}.",
         "each cell by its own interval over seeds",
-        "holds" if min(first, second) > 0.9
-        else "holds in a regime" if min(first, second) > _CHANCE
-        else "does not hold",
-    )  # fmt: skip
+        verdict,
+    )
 
 
 def _points_at_the_error(metrics: Metrics) -> Judgement:
     words = []
     towards = away = levels = 0
-    for toy, result in metrics["toys"].items():
-        for key, row in result.items():
-            if not key.startswith("noised"):
-                continue
-            entries = [
-                level["cosine with minus learning error"]
-                for level in row["levels"].values()
-            ]
-            above = sum(e["interval_95"][0] > 0 for e in entries)
-            below = sum(e["interval_95"][1] < 0 for e in entries)
-            towards, away = towards + above, away + below
-            levels += len(entries)
-            mean = np.mean([e["mean"] for e in entries])
-            words.append(
-                f"{toy}, {key.split(', ')[1]}: against it at {above} of {len(entries)} "
-                f"levels, along it at {below}, mean cosine {mean:+.2f}"
-            )
+    for budget in select(metrics, "budgets", points="noised"):
+        place = {k: budget[k] for k in ("mixture", "steps")}
+        entries = [
+            level["cosine_with_minus_learning_error"]
+            for level in select(metrics, "levels", points="noised", **place)
+        ]
+        above = sum(e["interval_95"][0] > 0 for e in entries)
+        below = sum(e["interval_95"][1] < 0 for e in entries)
+        towards, away = towards + above, away + below
+        levels += len(entries)
+        mean = np.mean([e["mean"] for e in entries])
+        words.append(
+            f"{_case(place)}: against it at {above} of {len(entries)} levels, along it "
+            f"at {below}, mean cosine {mean:+.2f}"
+        )
     verdict: Verdict = "does not hold"
     if towards > 2 * away and towards > _CHANCE * levels:
         verdict = "holds" if towards > 0.5 * levels else "holds in a regime"
     return Judgement(
-        f"CFG scale {metrics['scale']:g}, expectation over masks, true noised samples",
+        f"CFG scale {metrics['config']['scale']:g}, expectation over masks, true "
+        "noised samples",
         f"The correction points, relative to the learned error: {'; '.join(words)}.",
         "levels counted by their 95 % intervals over seeds",
         verdict,
@@ -274,8 +282,10 @@ def _points_at_the_error(metrics: Metrics) -> Judgement:
 
 
 def _subtract(metrics: Metrics) -> Judgement:
-    panels = metrics["panels"]
-    plain, other = panels["exact/centered"], panels["exact/subtract"]
+    plain, other = (
+        single(metrics, "samples", network="exact", form=form)
+        for form in ("centered", "subtract")
+    )
     shift = other["mode_shift"]
     return Judgement(
         "two modes, a redundant sub-network",
@@ -286,33 +296,6 @@ def _subtract(metrics: Metrics) -> Judgement:
         of_entry(shift, 2),
         "holds" if other["w2"]["mean"] < plain["w2"]["mean"] else "does not hold",
     )
-
-
-def _mask_noise(metrics: Metrics) -> Judgement:
-    words, relative = [], []
-    for toy, result in metrics["toys"].items():
-        for steps, rows in result.items():
-            row = rows["shared, fresh, N = 1"]
-            spread = row["std of the distance over masks"]
-            share = spread["interval_95"][1] / row["distance"]["mean"]
-            relative.append(share)
-            words.append(
-                f"{toy} {steps} {spread['mean'] / row['distance']['mean']:.1%} "
-                f"(frozen "
-                f"{_relative_spread(rows['shared, frozen']):.1%})"
-            )
-    return Judgement(
-        "fixed noise, masks drawn anew",
-        f"Standard deviation of W2 over masks, relative to W2: {', '.join(words)}.",
-        f"upper ends at most {max(relative):.1%}",
-        "holds" if max(relative) < 0.05 else "holds in a regime"
-        if min(relative) < 0.05 else "does not hold",
-    )  # fmt: skip
-
-
-def _relative_spread(row: Metrics) -> float:
-    spread = row["std of the distance over masks"]["mean"]
-    return float(spread / row["distance"]["mean"])
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -332,7 +315,7 @@ CLAIMS: tuple[Claim, ...] = (
         "AutoGuidance comes closer to the truth than CFG.",
         f"{_PAPER}, Fig. 3",
         "distributions",
-        _against_cfg("autoguidance", {1: "w2", 2: "sliced_w2"}),
+        _against_cfg("autoguidance"),
     ),
     Claim(
         "S² returns the mode to its place and keeps its width.",
@@ -345,7 +328,7 @@ CLAIMS: tuple[Claim, ...] = (
         "omega).",
         f"{_PAPER}, Fig. 3",
         "distributions",
-        _against_cfg("s2", {1: "w2", 2: "sliced_w2"}),
+        _against_cfg("s2"),
     ),
     Claim(
         "S² lies above CFG over a wide range of scales.",
@@ -357,13 +340,13 @@ CLAIMS: tuple[Claim, ...] = (
         "S² is mostly above CFG at CFG's best scale.",
         f"{_PAPER}, Fig. 7a",
         "phase_diagram",
-        _best("change", "verdict", "CFG"),
+        _best("cfg"),
     ),
     Claim(
         "S² is better than CFG that spends the same compute on more steps.",
         f"{_PAPER}, Table 6, Fig. 14",
         "phase_diagram",
-        _best("change at equal cost", "verdict at equal cost", "CFG at equal cost"),
+        _best(EQUAL_COST),
     ),
     Claim(
         "A small omega helps and a large one over-corrects.",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 from matplotlib.figure import Figure
 
-import gmm_guidance as gg
-from toy_experiments.common.laboratory import Guidance, Networks
-from toy_experiments.common.workspace import Arrays, Workspace
+from toy_experiments.common.records import Metrics, Tables
+from toy_experiments.common.store import Arrays, Store
 
-Metrics = dict[str, Any]
+Group = Literal["paper", "analysis", "related", "images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,52 +19,31 @@ class Config:
     """What all experiments share.
 
     Attributes:
-        seeds: training seeds, at least 2 (standard errors are over them).
-        num_samples: samples of each rule and seed.
-        num_steps: steps of the sampler (Heun).
-        sigma_min: lowest noise level.
-        sigma_max: highest noise level.
-        std: standard deviation of each mode; the modes lie at -4 and 4.
-        networks: how the denoisers are trained.
-        guidance: scales and masks of the rules.
+        seeds: training seeds, at least 2.
+        num_samples: samples of each rule and seed, at least 64.
+        num_steps: steps of the sampler.
     """
 
     seeds: int = 5
     num_samples: int = 4096
     num_steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    std: float = 1.0
-    networks: Networks = Networks()
-    guidance: Guidance = Guidance()
+
+    #: Fields of the quick run that differ from the defaults.
+    QUICK: ClassVar[dict[str, Any]] = {"seeds": 2}
 
     def __post_init__(self):
         if self.seeds < 2:
             raise ValueError(
-                f"seeds must be at least 2, since standard errors are over seeds, got "
-                f"{self.seeds}."
+                f"seeds must be at least 2, since standard errors and intervals are "
+                f"over seeds, got {self.seeds}."
             )
-        if self.num_samples < 64:
-            raise ValueError(
-                f"num_samples must be at least 64, got {self.num_samples}."
-            )
-        if not self.std > 0:
-            raise ValueError(f"std must be > 0, got {self.std}.")
-        self.schedule()
+        check_at_least(64, num_samples=self.num_samples)
+        check_at_least(1, num_steps=self.num_steps)
 
     @classmethod
-    def quick(cls) -> Config:
+    def quick(cls) -> Self:
         """A smaller run of the same experiment."""
-        return cls(
-            seeds=2,
-            num_samples=1024,
-            num_steps=16,
-            networks=Networks(well_steps=1000, well_weak_steps=200, batch_size=256),
-        )
-
-    def schedule(self) -> gg.Karras:
-        """The noise levels."""
-        return gg.Karras(self.num_steps, self.sigma_min, self.sigma_max)
+        return cls(**cls.QUICK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,37 +52,46 @@ class Experiment:
 
     Attributes:
         name: as typed.
+        group: the group it belongs to.
         summary: one line.
         config: its configuration class.
-        compute: configuration and workspace to numbers and plotted arrays.
-        draw: numbers and arrays to figures by file name; needs nothing else.
-        summarise: numbers to the lines printed at the end.
+        compute: configuration and store to tables of records and plotted arrays.
+        draw: contents of ``metrics.json`` and arrays to figures by file name; needs
+            nothing else.
+        summarize: contents of ``metrics.json`` to the lines printed at the end.
     """
 
     name: str
+    group: Group
     summary: str
-    config: Any
-    compute: Callable[[Any, Workspace], tuple[Metrics, Arrays]]
+    config: type[Config]
+    compute: Callable[[Any, Store], tuple[Tables, Arrays]]
     draw: Callable[[Metrics, Arrays], dict[str, Figure]]
-    summarise: Callable[[Metrics], list[str]]
+    summarize: Callable[[Metrics], list[str]]
 
 
-def over_seeds(values: list[dict[str, float]]) -> Metrics:
-    """Mean, standard error and 95 % interval of each metric over seeds."""
-    result: Metrics = {}
-    for name in values[0]:
-        numbers = np.array([v[name] for v in values], float)
-        mean, error = gg.metrics.mean_and_standard_error(numbers)
-        low, high = gg.metrics.confidence_interval(numbers)
-        result[name] = {
-            "mean": float(mean),
-            "standard_error": float(error),
-            "interval_95": [float(low), float(high)],
-            "seeds": numbers.tolist(),
-        }
-    return result
+def check_at_least(least: float, **values: float) -> None:
+    """Raise ``ValueError`` for values below ``least``."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
-def plus_minus(entry: Metrics, digits: int = 3) -> str:
-    """``mean ± standard error`` of one metric."""
-    return f"{entry['mean']:.{digits}f} ± {entry['standard_error']:.{digits}f}"
+def check_among(known: Collection[Any], known_name: str, **values: Any) -> None:
+    """Raise ``ValueError`` for values, or members of tuples, that are not known."""
+    for name, value in values.items():
+        wanted = value if isinstance(value, tuple) else (value,)
+        missing = sorted(set(wanted) - set(known))
+        if missing or not wanted:
+            raise ValueError(
+                f"{name} must be among {known_name} {known}, got {missing or value}."
+            )
+
+
+def check_ascending(**values: tuple[float, ...]) -> None:
+    """Raise ``ValueError`` for fewer than 2 numbers, or numbers not ascending."""
+    for name, value in values.items():
+        if len(value) < 2 or list(value) != sorted(set(value)):
+            raise ValueError(
+                f"{name} must be 2 or more ascending numbers, got {value}."
+            )

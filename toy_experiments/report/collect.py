@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from toy_experiments.common.experiment import Experiment, Metrics
-from toy_experiments.common.workspace import Arrays
+from toy_experiments.common.experiment import Experiment
+from toy_experiments.common.records import Metrics
+from toy_experiments.common.store import Arrays
 
 EXPLORER = "explorer"  # whose arrays feed the interactive panels
 
@@ -90,7 +91,7 @@ def _result(folder: Path, experiment: Experiment) -> Result:
     if not isinstance(record, dict) or not {"config", "versions"} <= record.keys():
         raise ValueError(f"{path} is no record of a run; {_again(experiment.name)}.")
     try:
-        lines = experiment.summarise(record)
+        lines = experiment.summarize(record)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{path} does not hold what this version of {experiment.name} writes "

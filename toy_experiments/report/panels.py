@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from toy_experiments.common.experiment import Metrics
-from toy_experiments.common.laboratory import REGIME_TITLES
-from toy_experiments.common.workspace import Arrays
-from toy_experiments.explorer import PARTS, ROWS, density_bins, start_level
+from toy_experiments.common.paper import NETWORK_TITLES, NETWORKS
+from toy_experiments.common.records import Metrics
+from toy_experiments.common.store import Arrays
+from toy_experiments.explorer import PARTS, density_bins, start_level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def panel_data(record: Metrics, data: Arrays) -> str:
             "sigmas": _rounded(data[f"{name}/sigmas"]),
             "parts": {
                 row: {part: _encode(data[f"{name}/{row}/{part}"]) for part in PARTS}
-                for row in ROWS
+                for row in NETWORKS
             },
         }
         for name in ("line", "plane")
@@ -58,12 +58,15 @@ def panel_data(record: Metrics, data: Arrays) -> str:
         "omegas": _rounded(data["outputs/omegas"]),
         "bins": _encode(density_bins(data)),
         "truth": _encode(data["outputs/truth"]),
-        "rows": {row: _encode(data[f"outputs/{row}"]) for row in ROWS},
+        "rows": {row: _encode(data[f"outputs/{row}"]) for row in NETWORKS},
     }
     everything = {
         "std": record["config"]["std"],
-        "modes": record["modes"],
-        "titles": {row: REGIME_TITLES[row] for row in ROWS},
+        "modes": {
+            "1": _rounded(data["line/mode"]),
+            "2": _rounded(data["plane/mode"]),
+        },
+        "titles": {row: NETWORK_TITLES[row] for row in NETWORKS},
         **fields,
         "outputs": outputs,
     }
@@ -181,7 +184,7 @@ def _panel(
     legend: list[str],
     more: str = "",
 ) -> str:
-    rows = _select(name, "row", "denoiser", {r: REGIME_TITLES[r] for r in ROWS})
+    rows = _select(name, "row", "denoiser", {r: NETWORK_TITLES[r] for r in NETWORKS})
     controls = rows + more + "".join(s.html(name) for s in sliders)
     keys = "".join(f'<li class="key {k}">{_LEGEND[k]}</li>' for k in legend)
     return f"""

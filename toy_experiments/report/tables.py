@@ -1,4 +1,4 @@
-"""Tables of numbers: nested records, flattened, as HTML."""
+"""Tables of numbers: the records of an experiment, as HTML."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Collection, Iterator
 from html import escape
 from typing import Any
 
-from toy_experiments.common.experiment import Metrics
+from toy_experiments.common.records import Metrics, Record, is_measurement
 
-# Of a record, the keys that are no measurements.
-ABOUT_THE_RUN = ("experiment", "seeds", "std", "config", "versions")
-_ENTRY = {"mean", "standard_error"}  # keys of a measurement over seeds
 _CLAIM_COLUMNS = (
     "claim",
     "source",
@@ -24,46 +21,41 @@ _VERDICTS = {"holds": "good", "holds in a regime": "part", "does not hold": "bad
 
 
 def flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple, Any]]:
-    """Leaves of nested dicts with their paths; a measurement over seeds is a leaf."""
-    if isinstance(value, dict) and not _is_entry(value):
+    """Leaves of nested dicts with their paths."""
+    if isinstance(value, dict):
         for key, part in value.items():
             yield from flatten(part, (*path, str(key)))
-        return
-    yield path, value
-    if _is_entry(value):
-        known = _ENTRY | {"interval_95", "seeds"}
-        for key, part in value.items():
-            if key not in known:
-                yield from flatten(part, (*path, str(key)))
+    else:
+        yield path, value
 
 
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() >= _ENTRY
-
-
-def numbers_table(record: Metrics) -> str:
-    """Every measurement of a record, grouped by where it stands in it."""
-    measured = {k: v for k, v in record.items() if k not in ABOUT_THE_RUN}
-    leaves = list(flatten(measured))
-    entries = any(_is_entry(value) for _, value in leaves)
-    titles = ["metric", "value"]
-    if entries:
-        titles = ["metric", "mean", "± standard error", "95 % interval", "each seed"]
-    rows, group = [], None
-    for path, value in leaves:
-        if path[:-1] != group:
-            group = path[:-1]
-            heading = escape(" / ".join(group)) or "the whole run"
+def numbers_table(metrics: Metrics) -> str:
+    """Every number of an experiment, record by record."""
+    titles = ["metric", "mean", "± standard error", "95 % interval", "each seed"]
+    rows = []
+    for name, records in metrics["tables"].items():
+        for record in records:
+            heading, values = _split(record)
+            text = ", ".join(f"{k} {show(v)}" for k, v in heading.items())
             rows.append(
                 f'<tr class="group"><th colspan="{len(titles)}" scope="rowgroup">'
-                f"{heading}</th></tr>"
+                f"{escape(name)}{': ' if text else ''}{text}</th></tr>"
             )
-        cells = [show(value)]
-        if entries:
-            cells = _entry_cells(value) if _is_entry(value) else [*cells, "", "", ""]
-        tail = "".join(f"<td>{c}</td>" for c in cells)
-        rows.append(f'<tr><th scope="row">{escape(path[-1])}</th>{tail}</tr>')
+            for field, value in values.items():
+                cells = [show(value), "", "", ""]
+                if is_measurement(value):
+                    cells = _entry_cells(value)
+                tail = "".join(f"<td>{c}</td>" for c in cells)
+                rows.append(f'<tr><th scope="row">{escape(field)}</th>{tail}</tr>')
     return _table(titles, rows)
+
+
+def _split(record: Record) -> tuple[Record, Record]:
+    """What says where a record belongs, and its numbers."""
+    measured = any(is_measurement(value) for value in record.values())
+    kind = dict if measured else float
+    values = {k: v for k, v in record.items() if isinstance(v, kind)}
+    return {k: v for k, v in record.items() if k not in values}, values
 
 
 def _entry_cells(entry: Metrics) -> list[str]:
