@@ -3,7 +3,7 @@
 import jax
 
 import gmm_guidance as gg
-from gmm_guidance.diffusion.parameterization import from_denoised, normalise
+from gmm_guidance.diffusion.parameterization import from_denoised, to_sigma_space
 
 FLOW = gg.RectifiedFlow()
 MIXTURE = gg.presets.two_modes()
@@ -11,13 +11,13 @@ MIXTURE = gg.presets.two_modes()
 
 def velocity(x_t, t, label):
     """Stands for a trained network: sees ``x_t = (1 - t) x0 + t noise`` and ``t``."""
-    x, sigma = normalise(FLOW, x_t, t)
+    x, sigma = to_sigma_space(FLOW, x_t, t)
     denoised = MIXTURE.denoise(x, sigma, label)
     return from_denoised(FLOW, denoised, x_t, t, "velocity")
 
 
 def main():
-    model = gg.ProcessDenoiser(velocity, FLOW, "velocity")
+    model = gg.ProcessStack(velocity, FLOW, "velocity")
     for denoiser in (model, gg.ExactDenoiser(MIXTURE)):
         samples = gg.guided_sample(
             jax.random.key(0),

@@ -24,7 +24,7 @@ from full_models.models.dit.weights import PLACEMENT
 from gmm_guidance._runtime.checkpoints import Checkpoints
 from gmm_guidance._runtime.checks import check_key
 from gmm_guidance._runtime.interruption import Interruption
-from gmm_guidance.diffusion.ddpm import DDPM
+from gmm_guidance.diffusion.process import DDPM
 from gmm_guidance.sharding import num_batch_parts, place, replicate, shard_batch
 from gmm_guidance.training.train import TrainingProgress
 

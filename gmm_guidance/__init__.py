@@ -13,11 +13,11 @@ from gmm_guidance.analysis.error_budget import (
 )
 from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks, FixedCount
 from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
-from gmm_guidance.blocks.stack import BlockStack
-from gmm_guidance.diffusion.ddpm import DDPM
+from gmm_guidance.blocks.process_stack import ProcessStack
+from gmm_guidance.blocks.stack import Backbone, BlockStack
 from gmm_guidance.diffusion.denoiser import Denoiser, Renoised
-from gmm_guidance.diffusion.parameterization import ProcessDenoiser
-from gmm_guidance.diffusion.process import VE, VP, RectifiedFlow
+from gmm_guidance.diffusion.parameterization import EDMPrediction
+from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
 from gmm_guidance.diffusion.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
 from gmm_guidance.exact import quantile_map
 from gmm_guidance.guidance import (
@@ -72,6 +72,7 @@ __all__ = [
     "APG",
     "Ancestral",
     "AutoGuidance",
+    "Backbone",
     "Bernoulli",
     "BlockMLP",
     "BlockStack",
@@ -87,6 +88,7 @@ __all__ = [
     "DPMSolverPP2M",
     "Decomposition",
     "Denoiser",
+    "EDMPrediction",
     "EDMStochastic",
     "ErrorBudget",
     "Euler",
@@ -103,7 +105,7 @@ __all__ = [
     "MeshConfig",
     "NetworkConfig",
     "Pass",
-    "ProcessDenoiser",
+    "ProcessStack",
     "RectifiedFlow",
     "Renoised",
     "Rescaled",

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from gmm_guidance._runtime.checks import check_key
 from gmm_guidance.analysis.calibration import Calibration
 from gmm_guidance.analysis.moments import gather_moments
-from gmm_guidance.blocks.evaluate import is_block_stack
+from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.guidance.calibrated import all_features, check_features
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 

@@ -24,7 +24,8 @@ import numpy as np
 from gmm_guidance._runtime.checks import check_key
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.drop import eligible_blocks
-from gmm_guidance.blocks.evaluate import Pass, evaluate_passes, is_block_stack
+from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
+from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Karras, Schedule
 from gmm_guidance.guidance.rule import GuidanceRule

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmm_guidance.blocks.shared_prefix import read_rows, run_rows
-from gmm_guidance.blocks.stack import BlockStack
+from gmm_guidance.blocks.stack import BlockStack, is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
 
 
@@ -41,11 +41,6 @@ class Pass:
     label: Any
     drop: jax.Array | None = None
     model: Any = None
-
-
-def is_block_stack(model: Any) -> bool:
-    """Whether the model exposes its blocks."""
-    return isinstance(model, BlockStack)
 
 
 def evaluate_passes(model: Denoiser, x: jax.Array, sigma: jax.Array, tree: Any) -> Any:

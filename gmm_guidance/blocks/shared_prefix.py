@@ -84,6 +84,14 @@ def run_rows(
     return jax.lax.fori_loop(0, model.num_blocks, step, hidden), context
 
 
+def run_blocks(model: Any, x: jax.Array, sigma: jax.Array, label: Any) -> jax.Array:
+    """One plain pass through all blocks: the definition of a ``BlockStack``'s value."""
+    embedded = model.embed(x, sigma, label)
+    rows: Any = jax.tree.map(lambda a: a[None], embedded)
+    hidden, context = run_rows(model, rows[0], rows[1])
+    return read_rows(model, hidden, context, x, sigma)[0]
+
+
 def read_rows(
     model: Any, hidden: Any, context: Any, x: jax.Array, sigma: jax.Array
 ) -> jax.Array:

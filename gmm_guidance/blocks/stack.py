@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import itertools
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance.blocks.shared_prefix import read_rows, run_rows
 
-
-@runtime_checkable
 class BlockStack(Protocol):
     """A denoiser made of a sequence of residual blocks, any of which can be dropped.
 
@@ -18,6 +17,14 @@ class BlockStack(Protocol):
     stacked on a leading axis and chosen by a traced index, so that every choice of
     dropped blocks runs in one compiled program. ``hidden`` and ``context`` may be any
     pytrees of arrays with leading axis ``n``.
+
+    Blocks need not be alike. Optional members describe a stack of several kinds:
+
+    - ``segments: tuple[int, ...]``: numbers of equal blocks in a row, whose sum is
+      ``num_blocks``; one segment of all blocks if absent. Blocks are numbered through.
+    - ``segment_block(segment, index, hidden, context)``: block ``index`` (may be
+      traced, counted within the segment) of a segment (a Python integer).
+    - ``block_costs``: relative FLOPs of each block, ``[num_blocks]`` numbers.
     """
 
     @property
@@ -40,11 +47,89 @@ class BlockStack(Protocol):
         ...
 
 
-def run_blocks(
-    model: BlockStack, x: jax.Array, sigma: jax.Array, label: Any
-) -> jax.Array:
-    """One plain pass through all blocks: the definition of a ``BlockStack``'s value."""
-    embedded = model.embed(x, sigma, label)
-    rows: Any = jax.tree.map(lambda a: a[None], embedded)
-    hidden, context = run_rows(model, rows[0], rows[1])
-    return read_rows(model, hidden, context, x, sigma)[0]
+class Backbone(Protocol):
+    """A network in its own parameterization, made of blocks: see ``ProcessStack``.
+
+    It sees noisy samples in the scale of its process and the time of its process, and
+    returns its own prediction. Optional: ``segments``, the sizes of runs of equal
+    blocks; ``block_costs``, ``sample_shape`` and ``num_labels``. A backbone with a
+    single kind of block may define ``block(index, hidden, context)`` in place of
+    ``segment_block``.
+    """
+
+    @property
+    def num_blocks(self) -> int:
+        """Depth of the stack."""
+        ...
+
+    def embed(self, x_t: jax.Array, time: jax.Array, label: Any) -> tuple[Any, Any]:
+        """State entering block 0 and context, from ``x_t`` ``[n, ...]``, time ``[n]``.
+
+        The label is ``None`` (no condition) or integers ``[n]``.
+        """
+        ...
+
+    def segment_block(
+        self, segment: int, index: ArrayLike, hidden: Any, context: Any
+    ) -> Any:
+        """The state after block ``index`` (traced, within the segment)."""
+        ...
+
+    def readout(self, hidden: Any, context: Any) -> jax.Array:
+        """The prediction, in the shape of ``x_t`` or with twice its channels.
+
+        The further channels are those of a learned variance.
+        """
+        ...
+
+
+_MEMBERS = ("num_blocks", "embed", "block", "readout")
+
+
+def is_block_stack(model: Any) -> bool:
+    """Whether the model exposes its blocks."""
+    return all(hasattr(model, name) for name in _MEMBERS)
+
+
+def segments_of(model: Any) -> tuple[int, ...]:
+    """Numbers of equal blocks in a row: ``(num_blocks,)`` if the model names none.
+
+    Raises:
+        ValueError: if the segments do not add up to the number of blocks.
+    """
+    segments = tuple(getattr(model, "segments", None) or (model.num_blocks,))
+    if sum(segments) != model.num_blocks or min(segments) < 1:
+        raise ValueError(
+            f"segments must be sizes of at least 1 that add up to num_blocks="
+            f"{model.num_blocks}, got {segments}."
+        )
+    return segments
+
+
+def run_segment_block(
+    model: Any, segment: int, index: ArrayLike, hidden: Any, context: Any
+) -> Any:
+    """Block ``index``, counted within a segment, of any stack or backbone."""
+    if hasattr(model, "segment_block"):
+        return model.segment_block(segment, index, hidden, context)
+    first = sum(segments_of(model)[:segment])
+    return model.block(index + first if first else index, hidden, context)
+
+
+def run_block(model: Any, index: ArrayLike, hidden: Any, context: Any) -> Any:
+    """Block ``index``, counted through, of a model that defines ``segment_block``.
+
+    Where blocks differ, a switch chooses the segment, so that the index may be traced.
+    """
+    sizes = segments_of(model)
+    if len(sizes) == 1:
+        return model.segment_block(0, index, hidden, context)
+    starts = (0, *itertools.accumulate(sizes))
+    segment = jnp.sum(jnp.asarray(index) >= jnp.asarray(starts[1:-1]))
+    branches = [
+        lambda index, hidden, context, s=s, start=start: model.segment_block(
+            s, index - start, hidden, context
+        )
+        for s, start in enumerate(starts[:-1])
+    ]
+    return jax.lax.switch(segment, branches, index, hidden, context)

@@ -1,24 +1,25 @@
-"""Every way a network may speak about a noise process, and the denoiser in it.
+"""Conversions between the predictions of networks and the denoised samples.
 
 A network trained on any process is a denoiser ``(x, sigma, label) -> D``, the library's
 one currency, after a change of variables. With ``x_t = alpha x0 + s noise``, ``D = E[x0
-| x_t]`` and ``eps = (x_t - alpha D) / s``, it may predict
+| x_t]`` and ``epsilon = (x_t - alpha D) / s``, it may predict
 
     x0         D
-    eps        eps                                    Ho et al. 2020, arXiv 2006.11239
-    v          alpha eps - s D                        Salimans & Ho 2022, 2202.00512
-    velocity   E[dx_t/dt | x_t] = alpha' D + s' eps   Lipman et al. 2022, 2210.02747
-    score      grad log p_t(x_t) = -eps / s           Song et al. 2021, 2011.13456
+    epsilon    epsilon                                    Ho et al. 2020, 2006.11239
+    v          alpha epsilon - s D                        Salimans & Ho 2022, 2202.00512
+    velocity   E[dx_t/dt | x_t] = alpha' D + s' epsilon   Lipman et al. 2022, 2210.02747
+    score      grad log p_t(x_t) = -epsilon / s           Song et al. 2021, 2011.13456
+    EDM's F    (D - m - c_skip (x - m)) / c_out           Karras et al. 2022, 2206.00364
 
-where ' is d/dt. All is computed, and returned, in float32 or better: differences of
-large numbers are taken here.
+where ' is d/dt, and ``x = x_t / alpha``. All is computed, and returned, in float32 or
+better: differences of large numbers are taken here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
+import math
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,25 +27,75 @@ from jax.typing import ArrayLike
 
 from gmm_guidance.diffusion.process import Process, as_floats
 
-KINDS = ("x0", "eps", "v", "velocity", "score")
+PredictionName = Literal["x0", "epsilon", "v", "velocity", "score"]
+PREDICTIONS: tuple[str, ...] = get_args(PredictionName)
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMPrediction:
+    """The output ``F`` of an EDM network: ``D = m + c_skip (x - m) + c_out F``.
+
+    Karras et al. 2022 (arXiv 2206.00364, Eq. 7 and Table 1), with the data's mean m
+    and standard deviation S: ``c_skip = S^2 / (sigma^2 + S^2)``, ``c_out = sigma S /
+    sqrt(sigma^2 + S^2)``. For data of unit variance, F is minus the v-prediction.
+
+    Args:
+        scale: standard deviation of the data, > 0.
+        mean: centre of the data, a number for each entry of the last axis of a sample;
+            the origin if empty.
+
+    Raises:
+        ValueError: if the scale is not finite and positive.
+    """
+
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be finite and above 0, got {self.scale}.")
+
+    def denoised(self, output: jax.Array, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        """``D`` of the network's output; sigma broadcasts to x."""
+        skip, out, mean = self._terms(x, sigma)
+        return mean + skip * (x - mean) + out * output
+
+    def output(self, denoised: jax.Array, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        """The network's output that amounts to ``D``: the inverse of ``denoised``."""
+        skip, out, mean = self._terms(x, sigma)
+        return (denoised - mean - skip * (x - mean)) / out
+
+    def _terms(self, x, sigma) -> tuple[jax.Array, jax.Array, jax.Array]:
+        mean = jnp.asarray(self.mean or (0.0,) * x.shape[-1], x.dtype)
+        total = sigma**2 + self.scale**2
+        out = sigma * self.scale / jnp.sqrt(total)
+        return self.scale**2 / total, out, mean[(None,) * (x.ndim - 1)]
+
+
+Prediction = PredictionName | EDMPrediction
 
 
 def to_denoised(
-    process: Process, prediction: ArrayLike, x_t: ArrayLike, t: ArrayLike, kind: str
+    process: Process,
+    prediction: ArrayLike,
+    x_t: ArrayLike,
+    t: ArrayLike,
+    kind: Prediction,
 ) -> jax.Array:
     """The denoised samples that a network's prediction amounts to.
 
-    Singular, that is infinite or NaN: ``eps`` and ``score`` where ``alpha = 0`` (no
-    data left, the flow's pure noise), and large errors of the network grow by ``sigma``
-    near there; ``velocity`` where ``sigma`` stands still or ``s'`` is infinite (VP at
-    ``t = 0``). ``x0`` and ``v`` never are.
+    Singular, that is infinite or NaN: ``epsilon`` and ``score`` where ``alpha = 0``
+    (no data left, the flow's pure noise), and large errors of the network grow by
+    ``sigma`` near there; ``velocity`` where ``sigma`` is stationary or ``s'`` is
+    infinite (VP at ``t = 0``). ``x0`` and ``v`` never are.
 
     Args:
         process: the process of ``x_t``.
         prediction: what the network returned, the shape of ``x_t``.
         x_t: noisy samples in the process's own scale, ``[n, ...]``.
         t: the process's time, a scalar or ``[n]``.
-        kind: ``"x0"``, ``"eps"``, ``"v"``, ``"velocity"`` or ``"score"``, see above.
+        kind: ``"x0"``, ``"epsilon"``, ``"v"``, ``"velocity"``, ``"score"`` or an
+            ``EDMPrediction``, see above.
 
     Returns:
         ``E[x0 | x_t]``, the shape of ``x_t``.
@@ -52,22 +103,21 @@ def to_denoised(
     Raises:
         ValueError: for an unknown kind, or shapes that do not fit.
     """
-    _check_kind(kind)
+    check_prediction(kind)
     x, y = _pair(x_t, prediction, "prediction")
-    alpha, std, alpha_rate, std_rate = _coefficients(process, x, t, kind)
-    if kind == "eps":
-        return (x - std * y) / alpha
-    if kind == "v":
-        return (alpha * x - std * y) / (alpha**2 + std**2)
-    if kind == "velocity":
-        return (std_rate * x - std * y) / (alpha * std_rate - std * alpha_rate)
-    if kind == "score":
-        return (x + std**2 * y) / alpha
-    return y
+    if isinstance(kind, EDMPrediction):
+        x, sigma = to_sigma_space(process, x, t)
+        return kind.denoised(y, x, _spread(sigma, x, "t"))
+    alpha, std = (_spread(a, x, "t") for a in (process.alpha(t), process.noise_std(t)))
+    return _solve(kind, y, x, alpha, std, _rates(process, x, t, kind))
 
 
 def from_denoised(
-    process: Process, denoised: ArrayLike, x_t: ArrayLike, t: ArrayLike, kind: str
+    process: Process,
+    denoised: ArrayLike,
+    x_t: ArrayLike,
+    t: ArrayLike,
+    kind: Prediction,
 ) -> jax.Array:
     """The prediction that denoised samples amount to: the inverse of ``to_denoised``.
 
@@ -79,7 +129,8 @@ def from_denoised(
         denoised: ``E[x0 | x_t]``, the shape of ``x_t``.
         x_t: noisy samples in the process's own scale, ``[n, ...]``.
         t: the process's time, a scalar or ``[n]``.
-        kind: ``"x0"``, ``"eps"``, ``"v"``, ``"velocity"`` or ``"score"``, see above.
+        kind: ``"x0"``, ``"epsilon"``, ``"v"``, ``"velocity"``, ``"score"`` or an
+            ``EDMPrediction``, see above.
 
     Returns:
         The prediction, the shape of ``x_t``.
@@ -87,23 +138,64 @@ def from_denoised(
     Raises:
         ValueError: for an unknown kind, or shapes that do not fit.
     """
-    _check_kind(kind)
+    check_prediction(kind)
     x, denoised = _pair(x_t, denoised, "denoised")
     if kind == "x0":
         return denoised
-    alpha, std, alpha_rate, std_rate = _coefficients(process, x, t, kind)
-    eps = (x - alpha * denoised) / std
+    if isinstance(kind, EDMPrediction):
+        x, sigma = to_sigma_space(process, x, t)
+        return kind.output(denoised, x, _spread(sigma, x, "t"))
+    alpha, std = (_spread(a, x, "t") for a in (process.alpha(t), process.noise_std(t)))
+    epsilon = (x - alpha * denoised) / std
     if kind == "v":
-        return alpha * eps - std * denoised
+        return alpha * epsilon - std * denoised
     if kind == "velocity":
-        return alpha_rate * denoised + std_rate * eps
-    return -eps / std if kind == "score" else eps
+        alpha_rate, std_rate = _rates(process, x, t, kind)
+        return alpha_rate * denoised + std_rate * epsilon
+    return -epsilon / std if kind == "score" else epsilon
 
 
-def normalise(
+def denoised_at_sigma(
+    process: Process,
+    prediction: ArrayLike,
+    x: ArrayLike,
+    sigma: ArrayLike,
+    kind: Prediction,
+) -> jax.Array:
+    """``to_denoised`` for ``x = x0 + sigma * noise``: what a denoiser returns.
+
+    The coefficients are those of sigma itself, as are those of the network's input in
+    ``from_sigma_space``: the time rounds, to an integer where the process says so.
+
+    Args:
+        process: the process that the network was trained with.
+        prediction: what the network returned, the shape of ``x``.
+        x: noisy samples ``[n, ...]``.
+        sigma: noise level > 0, a scalar or ``[n]``.
+        kind: as in ``to_denoised``.
+
+    Returns:
+        ``E[x0 | x]``, the shape of ``x``.
+
+    Raises:
+        ValueError: for an unknown kind, or shapes that do not fit.
+    """
+    check_prediction(kind)
+    x, y = _pair(x, prediction, "prediction")
+    level = _spread(as_floats(sigma), x, "sigma")
+    if isinstance(kind, EDMPrediction):
+        return kind.denoised(y, x, level)
+    if kind in ("v", "score"):  # in units of x_t, but x0 and epsilon in none
+        alpha = process.noisy_input(jnp.ones_like(level), level)
+        y = y / alpha if kind == "v" else y * alpha
+    rates = _rates(process, x, process.time(sigma), kind)
+    return _solve(kind, y, x, jnp.ones_like(level), level, rates)
+
+
+def to_sigma_space(
     process: Process, x_t: ArrayLike, t: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """From a process's own scale and clock to ``x = x0 + sigma * noise``.
+    """From a process's own scale and time to ``x = x0 + sigma * noise``.
 
     Singular where ``alpha = 0``.
 
@@ -122,13 +214,13 @@ def normalise(
     return x / _spread(process.alpha(t), x, "t"), process.sigma(t)
 
 
-def denormalise(
+def from_sigma_space(
     process: Process, x: ArrayLike, sigma: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """From ``x = x0 + sigma * noise`` to a process's own scale and clock.
+    """From ``x = x0 + sigma * noise`` to a process's own scale and time.
 
     Args:
-        process: the process to go to.
+        process: the process to convert to.
         x: noisy samples ``[n, ...]``.
         sigma: noise level, a scalar or ``[n]``.
 
@@ -140,72 +232,43 @@ def denormalise(
     """
     x = as_floats(x)
     t = process.time(sigma)
-    return x * _spread(process.alpha(t), x, "sigma"), t
+    return process.noisy_input(x, _spread(as_floats(sigma), x, "sigma")), t
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["model"],
-    meta_fields=["process", "prediction"],
-)
-@dataclasses.dataclass(frozen=True)
-class ProcessDenoiser:
-    """A network in its native form as a denoiser ``(x, sigma, label) -> D``.
-
-    The network sees what it was trained on, ``x_t = alpha x`` at the process's own
-    time. Times of ``DDPM`` arrive as floats, between integers for other noise levels.
-
-    Args:
-        model: callable ``model(x_t, t, label) -> prediction`` with x_t ``[n, ...]``,
-            t ``[n]``, label handed on as it came; the result has the shape of ``x_t``
-            (drop channels of learned variances before). Its ``sample_shape`` and
-            ``num_labels``, where it has them, are the denoiser's.
-        process: the process it was trained with.
-        prediction: ``"x0"``, ``"eps"``, ``"v"``, ``"velocity"`` or ``"score"``.
-
-    Raises:
-        ValueError: for an unknown prediction.
-    """
-
-    model: Any
-    process: Process
-    prediction: str
-
-    def __post_init__(self):
-        _check_kind(self.prediction)
-
-    @property
-    def sample_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample, if the model tells it."""
-        return getattr(self.model, "sample_shape", None)
-
-    @property
-    def num_labels(self) -> int | None:
-        """Number of classes, if the model tells it."""
-        return getattr(self.model, "num_labels", None)
-
-    def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any) -> jax.Array:
-        """Denoise ``x`` ``[n, ...]`` at ``sigma`` > 0, a scalar or ``[n]``."""
-        x_t, t = denormalise(self.process, x, sigma)
-        t = jnp.broadcast_to(t, x_t.shape[:1])
-        prediction = self.model(x_t, t, label)
-        # With the rounded t, not sigma: scale and noise must be those the network saw.
-        return to_denoised(self.process, prediction, x_t, t, self.prediction)
+def check_prediction(kind: Any) -> None:
+    """Raise ``ValueError`` unless ``kind`` is a prediction that is known here."""
+    if isinstance(kind, EDMPrediction) or kind in PREDICTIONS:
+        return
+    raise ValueError(
+        f"unknown kind of prediction {kind!r}; choose one of {', '.join(PREDICTIONS)} "
+        f"or, for EDM's F, an EDMPrediction with the data's scale and mean."
+    )
 
 
-def _coefficients(
-    process: Process, x: jax.Array, t: ArrayLike, kind: str
-) -> tuple[jax.Array, ...]:
-    """Alpha, s, alpha', s', in the dtype of x and shaped to multiply it."""
-    values = [process.alpha(t), process.noise_std(t)]
+def _solve(kind, y, x, alpha, std, rates) -> jax.Array:
+    """``D`` from a prediction y, where ``x = alpha x0 + std noise``."""
+    if kind == "epsilon":
+        return (x - std * y) / alpha
+    if kind == "v":
+        return (alpha * x - std * y) / (alpha**2 + std**2)
     if kind == "velocity":
-        values += [process.alpha_rate(t), process.noise_std_rate(t)]
-    else:  # not needed, and they may be infinite
-        values += [jnp.zeros_like(values[0])] * 2
-    return tuple(_spread(value, x, "t") for value in values)
+        alpha_rate, std_rate = rates
+        return (std_rate * x - std * y) / (alpha * std_rate - std * alpha_rate)
+    if kind == "score":
+        return (x + std**2 * y) / alpha
+    return y
+
+
+def _rates(process, x, t, kind) -> tuple[jax.Array, ...]:
+    """Alpha' and s' where they are needed: elsewhere they may be infinite."""
+    if kind != "velocity":
+        return ()
+    rates = process.alpha_rate(t), process.noise_std_rate(t)
+    return tuple(_spread(value, x, "t") for value in rates)
 
 
 def _spread(value: jax.Array, x: jax.Array, name: str) -> jax.Array:
+    """A scalar or ``[n]`` in the dtype of x, shaped to multiply it."""
     if value.shape not in ((), x.shape[:1]):
         raise ValueError(
             f"{name} must be a scalar or have one value for each sample, got shape "
@@ -222,10 +285,3 @@ def _pair(x_t: ArrayLike, other: ArrayLike, name: str) -> tuple[jax.Array, jax.A
             f"networks with learned variances return extra channels, drop those first."
         )
     return x, jnp.asarray(other, x.dtype)
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise ValueError(
-            f"unknown kind of prediction {kind!r}; choose one of {', '.join(KINDS)}."
-        )

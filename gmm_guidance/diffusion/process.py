@@ -1,21 +1,23 @@
-"""Gaussian noise processes: data under noise along a clock of their own.
+"""Gaussian noise processes: data under noise, each with its own time variable.
 
 ``x_t = alpha(t) x0 + s(t) noise``. As ``x_t / alpha = x0 + sigma * noise`` with ``sigma
-= s / alpha``, all are one process in ``sigma``, the library's one clock, after a change
-of variables (Karras et al. 2022, arXiv 2206.00364, Sec. 2 and App. B), which
-``conversions`` makes. Times may be scalars or one for each sample, ``[n]``.
+= s / alpha``, all are one process in ``sigma``, the library's own variable, after a
+change of variables (Karras et al. 2022, arXiv 2206.00364, Sec. 2 and App. B), which
+``parameterization`` makes. Times may be scalars or one for each sample, ``[n]``.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_concrete
 
@@ -56,6 +58,13 @@ class Process(abc.ABC):
             ValueError: if a concrete ``sigma`` is negative or NaN.
         """
 
+    def noisy_input(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        """``x_t = alpha x`` for ``x = x0 + sigma * noise``; sigma broadcasts to x.
+
+        Alpha is that of sigma itself, free of the rounding of the time.
+        """
+        return x * self.alpha(self.time(sigma))
+
 
 @dataclasses.dataclass(frozen=True)
 class VE(Process):
@@ -87,6 +96,10 @@ class VE(Process):
     def time(self, sigma: ArrayLike) -> jax.Array:
         """``sigma``."""
         return as_levels(sigma)
+
+    @override
+    def noisy_input(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +176,10 @@ class VP(Process):
         root = jnp.sqrt(self.beta_min**2 + 2.0 * slope * integral)
         return 2.0 * integral / (self.beta_min + root)
 
+    @override
+    def noisy_input(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(1.0 + sigma**2)
+
 
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow(Process):
@@ -207,6 +224,126 @@ class RectifiedFlow(Process):
         sigma = as_levels(sigma)
         return (1.0 if self.data_at_one else sigma) / (1.0 + sigma)
 
+    @override
+    def noisy_input(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        return x / (1.0 + sigma)
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPM(Process):
+    """The discrete chain of DDPM with linear betas: times ``0 .. num_steps - 1``.
+
+    Ho et al. 2020 (arXiv 2006.11239): ``alpha_bar_t = prod_{i <= t} (1 - beta_i)``,
+    ``alpha^2 = alpha_bar``, ``s^2 = 1 - alpha_bar``. Time 0 has one step of noise, not
+    none: sigma runs from 0.01 to 157 for the defaults, which are also DiT's. Between
+    integers ``log sigma`` is linear in t, and beyond both ends it continues with the
+    slope of the last interval, so that ``time`` has an inverse at all levels > 0.
+    Rates are those of the interval to the right of t.
+
+    Args:
+        num_steps: length of the chain, at least 2.
+        beta_start: first beta, > 0.
+        beta_end: last beta, at least ``beta_start`` and < 1.
+        integer_times: whether ``time`` returns the nearest step of the chain, as
+            networks need that were trained at integer steps only (DiT). Inputs and
+            predictions keep the coefficients of the exact noise level.
+
+    Raises:
+        ValueError: for values out of these ranges, and by methods for a concrete
+            integer time outside of the chain.
+    """
+
+    num_steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+    integer_times: bool = False
+
+    def __post_init__(self):
+        if not isinstance(self.num_steps, (int, np.integer)) or self.num_steps < 2:
+            raise ValueError(
+                f"num_steps must be a whole number of at least 2, got "
+                f"{self.num_steps}; published chains have 1000."
+            )
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"betas must satisfy 0 < beta_start <= beta_end < 1, got beta_start="
+                f"{self.beta_start} and beta_end={self.beta_end}; the published values "
+                f"are 1e-4 and 2e-2."
+            )
+
+    def alpha_bars(self) -> np.ndarray:
+        """``alpha^2`` at each step: float64, ``[num_steps]``, falling, read-only."""
+        return _ddpm_tables(self.num_steps, self.beta_start, self.beta_end)[0]
+
+    def sigmas(self) -> np.ndarray:
+        """Noise level at each step: float64, ``[num_steps]``, rising, read-only."""
+        return _ddpm_tables(self.num_steps, self.beta_start, self.beta_end)[1]
+
+    def _log_sigma(self, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """``log sigma`` and its slope in t."""
+        values = as_concrete(t)
+        if values is not None and values.dtype.kind in "iu":
+            bad = values[(values < 0) | (values >= self.num_steps)]
+            if bad.size:
+                raise ValueError(
+                    f"integer times must be in 0..{self.num_steps - 1}, got "
+                    f"{bad.ravel()[:5].tolist()}; the chain counts from 0."
+                )
+        t = as_floats(t)
+        table = np.log(self.sigmas())
+        left = jnp.clip(jnp.floor(t), 0, self.num_steps - 2)
+        index = left.astype(jnp.int32)
+        slope = jnp.asarray(np.diff(table), t.dtype)[index]
+        return jnp.asarray(table, t.dtype)[index] + (t - left) * slope, slope
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        """``sqrt(alpha_bar)``."""
+        return jnp.sqrt(jax.nn.sigmoid(-2.0 * self._log_sigma(t)[0]))
+
+    def noise_std(self, t: ArrayLike) -> jax.Array:
+        """``sqrt(1 - alpha_bar)``."""
+        return jnp.sqrt(jax.nn.sigmoid(2.0 * self._log_sigma(t)[0]))
+
+    def alpha_rate(self, t: ArrayLike) -> jax.Array:
+        """``-alpha s^2 d(log sigma)/dt``, per step."""
+        return -self.alpha(t) * self.noise_std(t) ** 2 * self._log_sigma(t)[1]
+
+    def noise_std_rate(self, t: ArrayLike) -> jax.Array:
+        """``s alpha^2 d(log sigma)/dt``, per step."""
+        return self.noise_std(t) * self.alpha(t) ** 2 * self._log_sigma(t)[1]
+
+    def sigma(self, t: ArrayLike) -> jax.Array:
+        """``sqrt(1 / alpha_bar - 1)``."""
+        return jnp.exp(self._log_sigma(t)[0])
+
+    def time(self, sigma: ArrayLike) -> jax.Array:
+        """The time as a float: between steps linear in ``log sigma``.
+
+        ``-inf`` for sigma = 0; with ``integer_times`` the nearest step, from 0 to
+        ``num_steps - 1``.
+        """
+        if self.integer_times:
+            return self.nearest_step(sigma).astype(as_levels(sigma).dtype)
+        return self._time_between_steps(sigma)
+
+    def _time_between_steps(self, sigma: ArrayLike) -> jax.Array:
+        log_sigma = jnp.log(as_levels(sigma))
+        table = np.log(self.sigmas())
+        levels = jnp.asarray(table, log_sigma.dtype)
+        index = jnp.searchsorted(levels, log_sigma, side="right") - 1
+        index = jnp.clip(index, 0, self.num_steps - 2)
+        slope = jnp.asarray(np.diff(table), log_sigma.dtype)[index]
+        return index.astype(log_sigma.dtype) + (log_sigma - levels[index]) / slope
+
+    def nearest_step(self, sigma: ArrayLike) -> jax.Array:
+        """The step nearest in ``log sigma``: int32, within ``0 .. num_steps - 1``."""
+        step = jnp.round(self._time_between_steps(sigma))
+        return jnp.clip(step, 0, self.num_steps - 1).astype(jnp.int32)
+
+    @override
+    def noisy_input(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(1.0 + sigma**2)
+
 
 def as_floats(value: ArrayLike) -> jax.Array:
     """As floats of at least 32 bits; bfloat16 could not even count to 1000."""
@@ -242,3 +379,14 @@ def as_levels(sigma: ArrayLike) -> jax.Array:
 def _extremes(values: np.ndarray) -> str:
     low, high = float(np.min(values)), float(np.max(values))
     return f"{low:g}" if values.ndim == 0 else f"values from {low:g} to {high:g}"
+
+
+@functools.cache
+def _ddpm_tables(
+    num_steps: int, beta_start: float, beta_end: float
+) -> tuple[np.ndarray, np.ndarray]:
+    log_alpha_bar = np.cumsum(np.log1p(-np.linspace(beta_start, beta_end, num_steps)))
+    tables = np.exp(log_alpha_bar), np.sqrt(np.expm1(-log_alpha_bar))
+    for table in tables:
+        table.setflags(write=False)  # it is shared by all callers
+    return tables

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-from gmm_guidance.diffusion.ddpm import DDPM
+from gmm_guidance.diffusion.process import DDPM
 
 Spacing = Literal["leading", "trailing", "linspace"]
 

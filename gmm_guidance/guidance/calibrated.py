@@ -19,7 +19,8 @@ from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_concrete
 from gmm_guidance.blocks.drop import FixedBlocks, eligible_blocks
-from gmm_guidance.blocks.evaluate import Pass, is_block_stack
+from gmm_guidance.blocks.evaluate import Pass
+from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.guidance.rule import (
     GuidanceRule,
     Unguided,

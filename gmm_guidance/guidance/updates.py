@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_float
 from gmm_guidance.diffusion.parameterization import (
-    denormalise,
     from_denoised,
+    from_sigma_space,
     to_denoised,
 )
 from gmm_guidance.diffusion.process import VE, Process, RectifiedFlow
@@ -282,7 +282,7 @@ def velocity_of(
 
     For ``VE()`` it is the noise ``(x - D) / sigma``.
     """
-    x_t, t = denormalise(process, x, sigma)
+    x_t, t = from_sigma_space(process, x, sigma)
     return from_denoised(process, denoised, x_t, t, "velocity")
 
 
@@ -290,7 +290,7 @@ def denoised_of(
     process: Process, velocity: jax.Array, x: jax.Array, sigma: jax.Array
 ) -> jax.Array:
     """The inverse of ``velocity_of``."""
-    x_t, t = denormalise(process, x, sigma)
+    x_t, t = from_sigma_space(process, x, sigma)
     return to_denoised(process, velocity, x_t, t, "velocity")
 
 

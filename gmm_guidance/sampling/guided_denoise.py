@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.pytree import Static, join, split
-from gmm_guidance.blocks.evaluate import evaluate_passes, is_block_stack
+from gmm_guidance.blocks.evaluate import evaluate_passes
+from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser, Guided, Renoised
 from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.guidance.rule import GuidanceRule, full_precision, needs_label

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.checks import as_concrete, check_key
 from gmm_guidance._runtime.pytree import Static, join, split
-from gmm_guidance.blocks.evaluate import is_block_stack
+from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Karras, Schedule
 from gmm_guidance.guidance.draws import RandomDraws

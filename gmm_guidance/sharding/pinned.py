@@ -6,17 +6,17 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from gmm_guidance.blocks.stack import run_blocks
+from gmm_guidance.blocks.process_stack import WrappedStack
+from gmm_guidance.blocks.stack import run_segment_block
 from gmm_guidance.sharding.batches import shard_batch
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pinned:
+class Pinned(WrappedStack):
     """A ``BlockStack`` that says where its activations lie, which the model does not.
 
     Left to itself the compiler lets divided parameters divide the features of the
@@ -30,29 +30,27 @@ class Pinned:
     model: Any
     mesh: Mesh = dataclasses.field(metadata={"static": True})
 
-    def __getattr__(self, name: str) -> Any:
-        # num_blocks, num_labels, sample_shape: whatever else the model has.
-        if name.startswith("_") or name == "model":
-            raise AttributeError(name)
-        return getattr(self.model, name)
-
     def embed(self, x: jax.Array, sigma: ArrayLike, label: Any) -> Any:
-        """As the model."""
+        """The model's, placed on the mesh, as are the other members."""
         return self._pin(self.model.embed(self._pin(x), sigma, label))
 
     def block(self, index: ArrayLike, hidden: Any, context: Any) -> Any:
-        """As the model."""
+        """The model's block between placements."""
         hidden, context = self._pin((hidden, context))
         return self._pin(self.model.block(index, hidden, context))
 
+    def segment_block(
+        self, segment: int, index: ArrayLike, hidden: Any, context: Any
+    ) -> Any:
+        """The model's block of a segment between placements."""
+        hidden, context = self._pin((hidden, context))
+        new = run_segment_block(self.model, segment, index, hidden, context)
+        return self._pin(new)
+
     def readout(self, hidden: Any, context: Any, x: jax.Array, sigma: ArrayLike) -> Any:
-        """As the model."""
+        """The model's readout of placed states."""
         hidden, context, x = self._pin((hidden, context, x))
         return self._pin(self.model.readout(hidden, context, x, sigma))
-
-    def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:
-        """As the model."""
-        return run_blocks(self, x, jnp.asarray(sigma), label)
 
     def _pin(self, tree: Any) -> Any:
         return jax.tree.map(lambda a: shard_batch(a, self.mesh), tree)

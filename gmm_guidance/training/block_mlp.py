@@ -22,7 +22,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.checks import as_concrete
-from gmm_guidance.blocks.stack import run_blocks
+from gmm_guidance.blocks.shared_prefix import run_blocks
 
 
 @dataclasses.dataclass(frozen=True)

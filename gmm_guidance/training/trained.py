@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.tensor_files import (
     differences,
@@ -17,6 +16,7 @@ from gmm_guidance._runtime.tensor_files import (
     load_tree,
     save_tree,
 )
+from gmm_guidance.blocks.process_stack import WrappedStack
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
 from gmm_guidance.training.config import TrainingConfig
 
@@ -26,10 +26,10 @@ _RUN_KIND = "gmm_guidance.TrainingRun"
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TrainedDenoiser:
+class TrainedDenoiser(WrappedStack):
     """A trained ``BlockMLP`` (averaged weights) and how it came to be.
 
-    A ``Denoiser`` and a ``BlockStack``.
+    A ``Denoiser`` and a ``BlockStack``; further attributes are those of the network.
 
     Attributes:
         network: the network.
@@ -40,37 +40,6 @@ class TrainedDenoiser:
     network: BlockMLP
     config: TrainingConfig = dataclasses.field(metadata={"static": True})
     step: int = dataclasses.field(metadata={"static": True})
-
-    @property
-    def num_blocks(self) -> int:
-        """Depth of the stack."""
-        return self.network.num_blocks
-
-    @property
-    def num_labels(self) -> int:
-        """Number of classes."""
-        return self.network.num_labels
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, ``(dim,)``."""
-        return self.network.sample_shape
-
-    def embed(self, x: jax.Array, sigma: ArrayLike, label: Any) -> Any:
-        """As the network."""
-        return self.network.embed(x, sigma, label)
-
-    def block(self, index: ArrayLike, hidden: Any, context: Any) -> Any:
-        """As the network."""
-        return self.network.block(index, hidden, context)
-
-    def readout(self, hidden: Any, context: Any, x: jax.Array, sigma: ArrayLike) -> Any:
-        """As the network."""
-        return self.network.readout(hidden, context, x, sigma)
-
-    def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:
-        """Denoise ``[n, dim]``; sigma scalar or ``[n]``, label ``[n]`` or ``None``."""
-        return self.network(x, sigma, label)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write weights and configuration to one file; returns its path."""

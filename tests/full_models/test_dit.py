@@ -66,7 +66,7 @@ def test_predict_is_what_denoising_uses(config):
     """Through the process's own variables, as the conversions have them."""
     network, (x, label) = random_dit(config), inputs()
     if config.process == "ddpm":
-        t, process, kind = 612, gg.DDPM(), "eps"
+        t, process, kind = 612, gg.DDPM(), "epsilon"
     else:
         t, process, kind = 0.37, gg.RectifiedFlow(data_at_one=True), "velocity"
     sigma, alpha = process.sigma(t), process.alpha(t)

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gmm_guidance.diffusion.ddpm import DDPM
-from gmm_guidance.diffusion.process import VE, VP, RectifiedFlow
+from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
 
 # Each with three times of its own clock at which nothing is singular.
 CLOCKS = {

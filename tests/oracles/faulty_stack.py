@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gmm_guidance import GaussianMixture
-from gmm_guidance.blocks.stack import run_blocks
+from gmm_guidance.blocks.shared_prefix import run_blocks
 
 
 @jax.tree_util.register_dataclass

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_guidance.blocks.stack import run_blocks
+from gmm_guidance.blocks.shared_prefix import run_blocks
 
 
 @jax.tree_util.register_dataclass

@@ -19,7 +19,7 @@ from full_models.models.dit.parameterization import (
     network_time,
 )
 from gmm_guidance._runtime.checks import as_concrete
-from gmm_guidance.blocks.stack import run_blocks
+from gmm_guidance.blocks.shared_prefix import run_blocks
 
 
 class DiT(nnx.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles.clocks import chain, scales
 
-from gmm_guidance.diffusion.ddpm import DDPM
+from gmm_guidance.diffusion.process import DDPM
 
 
 def test_table_is_the_running_product():

@@ -12,8 +12,7 @@ import pytest
 from oracles.clocks import EVERY_CLOCK, EVERY_PROCESS, scales
 from scipy import integrate
 
-from gmm_guidance.diffusion.ddpm import DDPM
-from gmm_guidance.diffusion.process import VE, VP, RectifiedFlow
+from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gmm_guidance.diffusion.ddpm import DDPM
-from gmm_guidance.diffusion.process import VP
+from gmm_guidance.diffusion.process import DDPM, VP
 from gmm_guidance.diffusion.schedule import (
     CustomSchedule,
     DDPMSteps,

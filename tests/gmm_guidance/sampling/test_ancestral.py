@@ -14,7 +14,7 @@ from gmm_guidance import (
     GaussianMixture,
     guided_sample,
 )
-from gmm_guidance.diffusion.ddpm import DDPM
+from gmm_guidance.diffusion.process import DDPM
 from gmm_guidance.sampling.solvers import Step
 
 CHAIN = DDPM()

@@ -19,7 +19,7 @@ from gmm_guidance import (
     ExactDenoiser,
     GaussianMixture,
     Karras,
-    ProcessDenoiser,
+    ProcessStack,
     RectifiedFlow,
     S2Guidance,
     SkipLayer,
@@ -129,7 +129,7 @@ class Network:
         offset = x_t - alpha * mean
         return {
             "x0": mean + alpha * variance / total * offset,
-            "eps": std / total * offset,
+            "epsilon": std / total * offset,
             "v": alpha * std * (1 - variance) / total * offset - std * mean,
             "velocity": alpha_rate * mean
             + (alpha * alpha_rate * variance + std * std_rate) / total * offset,
@@ -140,7 +140,7 @@ class Network:
     "process, kind",
     [
         (VE(), "x0"),
-        (VP(), "eps"),
+        (VP(), "epsilon"),
         (VP(), "v"),
         (RectifiedFlow(), "velocity"),
     ],
@@ -148,11 +148,11 @@ class Network:
 def test_guidance_is_the_same_in_every_space(process, kind):
     """Guided denoisers of a network's predictions; then of its guided predictions."""
     wanted = draw(TwoGaussians(1.5, 0.5, 3.0), CFG(3.0))
-    plain = ProcessDenoiser(Network(process, kind), process, kind)
+    plain = ProcessStack(Network(process, kind), process, kind)
     tolerance = {"rtol": 2e-3, "atol": 2e-3}
     got = draw(plain, CFG(3.0))
     np.testing.assert_allclose(got, wanted, **tolerance)
-    inside = ProcessDenoiser(Network(process, kind, 3.0), process, kind)
+    inside = ProcessStack(Network(process, kind, 3.0), process, kind)
     got = draw(inside, Unguided())
     np.testing.assert_allclose(got, wanted, **tolerance)
     assert np.abs(wanted - draw(TwoGaussians(1.5, 0.5, 3.0), Unguided())).max() > 0.5

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from oracles.two_gaussians import TwoGaussians, exact_flow
 
-from gmm_guidance.diffusion.ddpm import DDPM
-from gmm_guidance.diffusion.parameterization import ProcessDenoiser
-from gmm_guidance.diffusion.process import VE, VP, RectifiedFlow
+from gmm_guidance.blocks.process_stack import ProcessStack
+from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
 from gmm_guidance.diffusion.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
@@ -101,7 +100,7 @@ class GaussianNetwork:
         std, std_rate = jax.jvp(self.process.noise_std, (t,), (ones,))
         variance = alpha**2 * VARIANCE + std**2
         offset = x_t - (alpha * MEAN)[:, None]
-        if self.kind == "eps":
+        if self.kind == "epsilon":
             return (std / variance)[:, None] * offset
         # Mean and standard deviation of x_t each follow their own rate.
         growth = (alpha * alpha_rate * VARIANCE + std * std_rate) / variance
@@ -109,9 +108,9 @@ class GaussianNetwork:
 
 
 PROCESSES = {
-    "ve": (VE(), "eps", Karras(128)),
+    "ve": (VE(), "epsilon", Karras(128)),
     "vp": (VP(), "velocity", Karras(128, sigma_max=150.0)),
-    "ddpm": (DDPM(), "eps", DDPMSteps(250)),
+    "ddpm": (DDPM(), "epsilon", DDPMSteps(250)),
     "flow": (RectifiedFlow(), "velocity", FlowSteps(250, t_max=0.99)),
 }
 
@@ -122,7 +121,7 @@ def test_closed_form_for_every_process(x64, process, solver, tolerance):
     clock, kind, schedule = PROCESSES[process]
     start = schedule.sigmas()[0]
     x = MEAN + start * np.linspace(-2, 2, 5)[:, None]
-    model = ProcessDenoiser(GaussianNetwork(clock, kind), clock, kind)
+    model = ProcessStack(GaussianNetwork(clock, kind), clock, kind)
     samples = solve(schedule, solver, x, model)
     wanted = exact_flow(MEAN, VARIANCE, x, start)
     np.testing.assert_allclose(samples, wanted, atol=tolerance)

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from oracles.clocks import EVERY_CLOCK, chain, column, noised, scales
 
-from gmm_guidance.diffusion.ddpm import DDPM
+from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.diffusion.parameterization import (
-    KINDS,
-    ProcessDenoiser,
-    denormalise,
+    PREDICTIONS,
     from_denoised,
-    normalise,
+    from_sigma_space,
     to_denoised,
+    to_sigma_space,
 )
-from gmm_guidance.diffusion.process import VE, VP, RectifiedFlow
+from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def pair():
 def round_trips(process, denoised, x_t, t):
     """The predictions of all kinds, and the denoised samples that they amount to."""
     predictions = {
-        kind: from_denoised(process, denoised, x_t, t, kind) for kind in KINDS
+        kind: from_denoised(process, denoised, x_t, t, kind) for kind in PREDICTIONS
     }
     return predictions, {
         kind: to_denoised(process, prediction, x_t, t, kind)
@@ -76,7 +75,7 @@ def test_definitions_in_float64(pair, process, times):
         alpha = 1 / (1 + sigma)
     else:
         alpha = 1 / np.sqrt(1 + sigma**2)
-    expected = {"x0": x0, "eps": eps, "v": alpha * eps - alpha * sigma * x0}
+    expected = {"x0": x0, "epsilon": eps, "v": alpha * eps - alpha * sigma * x0}
     for kind, value in expected.items():
         np.testing.assert_allclose(
             predictions[kind], value, rtol=1e-9, atol=1e-9, err_msg=kind
@@ -137,20 +136,20 @@ def test_times_belong_to_samples_even_where_another_axis_is_as_long(pair):
     for i in range(3):
         alone = round_trips(VP(), x0[i : i + 1], eps[i : i + 1], t[i])  # a scalar
         for many, one in zip(together, alone, strict=True):
-            for kind in KINDS:
+            for kind in PREDICTIONS:
                 np.testing.assert_allclose(
                     many[kind][i : i + 1], one[kind], rtol=1e-5, atol=1e-6
                 )
 
 
 @EVERY_CLOCK
-def test_normalise_and_back(pair, process, times):
+def test_sigma_space_and_back(pair, process, times):
     x0, eps = pair
 
     @jax.jit
     def there_and_back(x_t, t):
-        x, sigma = normalise(process, x_t, t)
-        return x, sigma, *denormalise(process, x, sigma)
+        x, sigma = to_sigma_space(process, x_t, t)
+        return x, sigma, *from_sigma_space(process, x, sigma)
 
     t = np.array(times)
     x_t = noised(process, t, x0, eps)
@@ -161,11 +160,11 @@ def test_normalise_and_back(pair, process, times):
     np.testing.assert_allclose(time, t, rtol=1e-5)
 
 
-def test_normalise_and_back_at_a_scalar_time(pair):
+def test_sigma_space_and_back_at_a_scalar_time(pair):
     x0, eps = pair
     x_t = 0.7 * x0 + 0.3 * eps
-    x, sigma = normalise(RectifiedFlow(), x_t, 0.3)
-    again, time = denormalise(RectifiedFlow(), x, sigma)
+    x, sigma = to_sigma_space(RectifiedFlow(), x_t, 0.3)
+    again, time = from_sigma_space(RectifiedFlow(), x, sigma)
     assert sigma.shape == time.shape == ()
     np.testing.assert_allclose(x, x0 + 3 / 7 * eps, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(again, x_t, rtol=1e-4, atol=1e-5)
@@ -174,7 +173,7 @@ def test_normalise_and_back_at_a_scalar_time(pair):
 
 def test_half_precision_predictions_are_taken_in_float32():
     x, t = jnp.ones((2, 2), jnp.bfloat16), jnp.array([1, 999])
-    denoised = jax.jit(to_denoised, static_argnums=(0, 4))(DDPM(), x, x, t, "eps")
+    denoised = jax.jit(to_denoised, static_argnums=(0, 4))(DDPM(), x, x, t, "epsilon")
     assert denoised.dtype == jnp.float32
     alpha_bar = chain()[[1, 999]]
     expected = (1 - np.sqrt(1 - alpha_bar)) / np.sqrt(alpha_bar)
@@ -185,27 +184,27 @@ def test_half_precision_predictions_are_taken_in_float32():
 # --- what is refused
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "X0", "", None])
+@pytest.mark.parametrize("kind", ["eps", "edm", "X0", "", None])
 def test_unknown_kinds(kind):
     x = jnp.ones((2, 1))
-    pattern = "unknown kind.*x0, eps, v, velocity, score"
+    pattern = "unknown kind.*x0, epsilon, v, velocity, score"
     with pytest.raises(ValueError, match=pattern):
         to_denoised(VE(), x, x, 1.0, kind)
     with pytest.raises(ValueError, match=pattern):
         from_denoised(VE(), x, x, 1.0, kind)
     with pytest.raises(ValueError, match=pattern):
-        ProcessDenoiser(lambda x, t, label: x, VE(), kind)
+        ProcessStack(lambda x, t, label: x, VE(), kind)
 
 
 def test_shapes_that_do_not_fit():
     x = jnp.ones((2, 3))
     with pytest.raises(ValueError, match=r"t must be a scalar.*\(3,\).*\(2, 3\)"):
-        to_denoised(VE(), x, x, jnp.ones(3), "eps")
+        to_denoised(VE(), x, x, jnp.ones(3), "epsilon")
     with pytest.raises(ValueError, match="t must be a scalar"):
-        normalise(VE(), x, jnp.ones((2, 1)))
+        to_sigma_space(VE(), x, jnp.ones((2, 1)))
     with pytest.raises(ValueError, match="sigma must be a scalar"):
-        denormalise(VE(), x, jnp.ones(3))
+        from_sigma_space(VE(), x, jnp.ones(3))
     with pytest.raises(ValueError, match=r"prediction must have the shape.*channels"):
-        to_denoised(VE(), jnp.ones((2, 6)), x, 1.0, "eps")
+        to_denoised(VE(), jnp.ones((2, 6)), x, 1.0, "epsilon")
     with pytest.raises(ValueError, match="denoised must have the shape"):
-        from_denoised(VE(), jnp.ones(3), x, 1.0, "eps")
+        from_denoised(VE(), jnp.ones(3), x, 1.0, "epsilon")
