@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,22 @@ ROOT = Path(__file__).parent.parent
 _WEIGHTS = ROOT / "tests" / "golden" / "dit" / "diffusers"
 _STARTING = 0.3  # share of kills at a random moment of the start
 _TRAIN = """
-import sys
+import dataclasses, sys
 import full_models.training as training
 training._CHECKPOINT_SECONDS = 0.2
-from full_models.cli import main
-sys.exit(main(sys.argv[1:]))
+from gmm_guidance._runtime.reporter import Reporter
+from toy_experiments import digits
+from toy_experiments.common.store import Store
+config = digits.DigitsConfig.quick()
+if len(sys.argv) > 2:
+    width, steps, snapshot = (int(v) for v in sys.argv[2:])
+    small = digits.DigitsTraining(
+        width=width, depth=3, num_heads=2, steps=steps, batch_size=32,
+        snapshots=(snapshot,),
+    )
+    config = dataclasses.replace(config, training=small, shown=(steps,))
+store = Store(sys.argv[1], Reporter())
+digits.trained(config, store, digits.load_digits(), 0)
 """
 
 
@@ -85,18 +96,22 @@ def generating(num: int) -> Job:
     )
 
 
-def training(options: str = "--quick") -> Job:
-    """Training on the digits, with a checkpoint five times a second."""
+def training(size: Sequence[int] = ()) -> Job:
+    """Training on the digits, with a checkpoint five times a second.
+
+    Args:
+        size: width, steps and a snapshot; of the quick experiment by default.
+    """
 
     def command(out: Path) -> list[str]:
-        arguments = ["train-digits", *options.split(), "--out", str(out)]
-        return ["-c", _TRAIN, *arguments]
+        return ["-c", _TRAIN, str(out), *(str(number) for number in size)]
 
     def progress(out: Path) -> int:
-        return max(stored_steps(out / "checkpoint"), default=0)
+        folders = (out / "cells").glob("*.checkpoint")
+        return max((s for f in folders for s in stored_steps(f)), default=0)
 
     def result(out: Path) -> dict[str, bytes]:
-        return {p.name: p.read_bytes() for p in sorted(out.glob("step-*"))}
+        return {p.name: p.read_bytes() for p in sorted(out.glob("cells/*.npz"))}
 
     return Job("train", command, progress, lambda out: [], result)
 
@@ -194,7 +209,7 @@ class Kills:
     generate: int = 40
     """Kills of full-models generate."""
     train: int = 20
-    """Kills of full-models train-digits."""
+    """Kills of training on the digits."""
     num: int = 2000
     """Samples of a set."""
     seed: int = 0

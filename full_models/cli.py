@@ -11,12 +11,6 @@ import tyro
 
 from full_models.commands.calibrate import Calibrate, calibrate
 from full_models.commands.compare import Compare, compare
-from full_models.commands.digits import (
-    EvaluateDigits,
-    TrainDigits,
-    run_evaluation,
-    run_training,
-)
 from full_models.commands.generate import Generate, generate
 from full_models.commands.pack import Pack, run_pack
 from full_models.commands.sample import Sample, sample
@@ -35,8 +29,6 @@ _COMMANDS: dict[str, tuple[type, Any]] = {
     "calibrate": (Calibrate, calibrate),
     "features": (Features, extract),
     "statistics": (Statistics, statistics),
-    "train-digits": (TrainDigits, run_training),
-    "evaluate-digits": (EvaluateDigits, run_evaluation),
 }
 
 

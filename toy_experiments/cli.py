@@ -15,10 +15,11 @@ import tyro
 
 from gmm_guidance import MeshConfig
 from gmm_guidance._runtime.cli import run_command
-from gmm_guidance._runtime.files import jsonable
+from gmm_guidance._runtime.files import jsonable, write_text
 from gmm_guidance._runtime.reporter import Reporter
 from toy_experiments.claims import CLAIMS, judge_all, write_ledger
 from toy_experiments.common.experiment import Config, Experiment
+from toy_experiments.common.page import write_page
 from toy_experiments.common.records import Metrics
 from toy_experiments.common.store import Arrays, Store, versions, write_results
 from toy_experiments.common.style import figure_style
@@ -119,6 +120,8 @@ class Draw:
     """Experiments, groups, or all."""
     out: Path = Path("results")
     """Results folder."""
+    page: Path | None = None
+    """Page of the documentation whose part on the experiment is written anew."""
 
     def __call__(self) -> None:
         """Draw, and print the paths."""
@@ -131,7 +134,12 @@ class Draw:
             metrics = json.loads((folder / "metrics.json").read_text())
             with np.load(folder / "data.npz") as file:
                 data = dict(file)
-            for path in _write(experiment, folder, metrics, data):
+            written = _write(experiment, folder, metrics, data)
+            if self.page is not None:
+                with figure_style():
+                    figures = experiment.draw(metrics, data)
+                    written += write_page(self.page, experiment, metrics, figures)
+            for path in written:
                 print(path)
 
 
@@ -217,7 +225,10 @@ def _write(
     experiment: Experiment, folder: Path, metrics: Metrics, data: Arrays
 ) -> list[Path]:
     with figure_style():
-        return write_results(folder, metrics, data, experiment.draw(metrics, data))
+        written = write_results(folder, metrics, data, experiment.draw(metrics, data))
+    if experiment.page is not None:
+        written.append(write_text(folder / "table.md", experiment.page(metrics) + "\n"))
+    return written
 
 
 if __name__ == "__main__":

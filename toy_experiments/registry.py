@@ -9,6 +9,7 @@ from toy_experiments import (
     autoguidance_toy,
     calibration,
     cfg_zero_toy,
+    digits,
     distributions,
     error_budget,
     explorer,
@@ -42,6 +43,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         power_distribution,
         autoguidance_toy,
         cfg_zero_toy,
+        digits,
     )
 }
 #: What each group is about.
@@ -49,6 +51,7 @@ GROUPS: dict[str, str] = {
     "paper": "the toy figures of the S²-Guidance paper, with numbers",
     "analysis": "where and why guidance helps or harms",
     "related": "toys and statements of related work",
+    "images": "networks trained on small real images",
 }
 
 

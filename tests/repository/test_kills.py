@@ -20,9 +20,7 @@ def test_a_few_kills_of_generate(tmp_path):
 @pytest.mark.slow
 def test_a_kill_of_training(tmp_path):
     pytest.importorskip("sklearn", reason="the digits need scikit-learn")
-    job = training(
-        "--width 16 --depth 3 --num-heads 2 --steps 400 --batch-size 32 --snapshots 100"
-    )
+    job = training((16, 400, 100))
     survived(kill_again_and_again(job, tmp_path, 1, 1, lambda done: None), 1)
 
 

@@ -59,6 +59,8 @@ class Experiment:
         draw: contents of ``metrics.json`` and arrays to figures by file name; needs
             nothing else.
         summarize: contents of ``metrics.json`` to the lines printed at the end.
+        page: contents of ``metrics.json`` to a part of a documentation page, in
+            Markdown, with figures ``figures/<experiment>_<figure>.png``.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Experiment:
     compute: Callable[[Any, Store], tuple[Tables, Arrays]]
     draw: Callable[[Metrics, Arrays], dict[str, Figure]]
     summarize: Callable[[Metrics], list[str]]
+    page: Callable[[Metrics], str] | None = None
 
 
 def check_at_least(least: float, **values: float) -> None:

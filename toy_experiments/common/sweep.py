@@ -176,23 +176,26 @@ def rule_metrics(
 def sample_traced(
     denoiser: Any,
     rule: gg.GuidanceRule,
-    schedule: gg.Karras,
+    schedule: Any,
     key: jax.Array,
     labels: np.ndarray,
-    start: np.ndarray,
+    start: np.ndarray | None = None,
     mesh: Mesh | None = None,
+    solver: str = "dpmpp_2m",
 ) -> np.ndarray:
-    """Samples from given noise; one program for all numbers of a kind of rule.
+    """Samples of given labels; one program for all numbers of a kind of rule.
 
     Scales are traced, so that none is known to be off: that costs passes, but fewer
     seconds than a compilation for each pattern of zeros.
     """
     arrays, static = split((denoiser, rule))
-    return np.asarray(_sample(static, schedule, mesh, arrays, key, labels, start))
+    kind = (static, schedule, mesh, solver)
+    return np.asarray(_sample(kind, arrays, key, labels, start))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sample(static, schedule, mesh, arrays, key, labels, start) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(kind, arrays, key, labels, start) -> jax.Array:
+    static, schedule, mesh, solver = kind
     denoiser, rule = join(arrays, static)
     return gg.guided_sample(
         key,
@@ -201,7 +204,7 @@ def _sample(static, schedule, mesh, arrays, key, labels, start) -> jax.Array:
         num_samples=len(labels),
         guidance=rule,
         schedule=schedule,
-        solver="dpmpp_2m",
+        solver=solver,
         initial=start,
         mesh=mesh,
     )

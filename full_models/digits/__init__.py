@@ -1,1 +1,0 @@
-"""A real model on real images that trains on a laptop: handwritten digits."""
