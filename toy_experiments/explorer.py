@@ -20,10 +20,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
-from matplotlib.ticker import MultipleLocator
 
 import gmm_guidance as gg
 from toy_experiments.common.experiment import (
@@ -82,7 +79,7 @@ class ExplorerConfig(PaperConfig):
         "plane_points": 17,
         "plane_levels": 4,
         "scales": (1.0, 2.0, 4.0, 8.0),
-        "omegas": (0.0, 0.5, 1.0),
+        "omegas": (0.0, 0.25, 1.0),
         "num_quantiles": 200,
     }
 
@@ -262,17 +259,6 @@ def guided_field(
     return (guided - data[f"{name}/points"]) / data[f"{name}/sigmas"][level]
 
 
-def output_quantiles(data: Arrays, row: str, scale: float, omega: float) -> np.ndarray:
-    """Quantiles of an output, linear in both scales between those computed."""
-    table = data[f"outputs/{row}"].astype(np.float64)
-    for name, value in (("scales", scale), ("omegas", omega)):
-        nodes = data[f"outputs/{name}"]
-        i = int(np.clip(np.searchsorted(nodes, value) - 1, 0, len(nodes) - 2))
-        share = float(np.clip((value - nodes[i]) / (nodes[i + 1] - nodes[i]), 0, 1))
-        table = (1 - share) * table[i] + share * table[i + 1]
-    return table
-
-
 def binned_density(quantiles: np.ndarray, bins: np.ndarray) -> np.ndarray:
     """Density over bins, from a distribution function linear between quantiles.
 
@@ -298,109 +284,53 @@ def density_bins(data: Arrays) -> np.ndarray:
     return centre + width * np.arange(8 * first, 8 * last + 1) / 8
 
 
-def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
-    """The panels of the report as they are at first."""
-    guidance = metrics["config"]["guidance"]
-    scales = (guidance["cfg_scale"], guidance["s2_scale"])
-    figure, axes = plt.subplots(len(NETWORKS), 3, figsize=(PAGE_WIDTH, 6.3))
-    for row, name in enumerate(NETWORKS):
-        sigma = _draw_line(axes[row, 0], data, name, *scales)
-        _draw_output(axes[row, 1], data, name, *scales)
-        plane_sigma = _draw_plane(axes[row, 2], data, metrics, name, *scales)
-        axes[row, 0].set_ylabel(NETWORK_TITLES[name])
-    axes[0, 0].set_title(f"σ × score at σ = {sigma:.2g}")
-    axes[0, 1].set_title("density of the sampler's output")
-    axes[0, 2].set_title(f"σ × score at σ = {plane_sigma:.2g}")
-    axes[0, 0].legend(fontsize=6)
-    figure.supxlabel(
-        f"CFG scale {scales[0]:g}, ω = {scales[1]:g}, mean over all masks; grey: the "
-        "truth p(x | label); trained networks: first of "
-        f"{metrics['seeds']} training seeds; outputs with the\nS² term in steps 10 to "
-        "90 %; right: grey arrows are the truth's, circles p(x | label) at 1, 2 and 3 "
-        "standard deviations of the noised class",
-        fontsize=6.2,
-    )
-    return {"figure": figure}
-
-
 def start_level(data: Arrays, name: str) -> int:
     """The noise level of ``line`` or ``plane`` that is shown at first."""
     return int(np.argmin(np.abs(np.log(data[f"{name}/sigmas"] / _SHOWN_SIGMA))))
 
 
-def _draw_line(ax: Axes, data: Arrays, row: str, scale: float, omega: float) -> float:
+def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
+    """The panels on a line as they are at first, at the nearest computed scales."""
+    guidance = metrics["config"]["guidance"]
     level = start_level(data, "line")
-    x = data["line/points"][:, 0]
-    curves = [
-        ("truth", "exact", (1.0, 0.0), TRUTH, 3.0),
-        ("no guidance", row, (1.0, 0.0), COLOURS["unguided"], 0.7),
-        ("CFG", row, (scale, 0.0), COLOURS["cfg"], 2.4),  # shows beneath S²
-        ("S²", row, (scale, omega), COLOURS["s2"], 1.1),
-    ]
-    for label, source, at, colour, width in curves:
-        field = guided_field(data, "line", source, level, *at)[:, 0]
-        ax.plot(x, field, color=colour, lw=width, label=label)
-    ax.set(xlabel="x", xlim=(x[0], x[-1]))
-    return float(data["line/sigmas"][level])
-
-
-def _draw_output(ax: Axes, data: Arrays, row: str, scale: float, omega: float) -> None:
-    bins = density_bins(data)
-    truth = binned_density(data["outputs/truth"], bins)
-    ax.stairs(truth, bins, color=TRUTH, alpha=0.55, fill=True, lw=0)
-    cfg = output_quantiles(data, row, scale, 0.0)
-    s2 = output_quantiles(data, row, scale, omega)
-    ax.stairs(binned_density(cfg, bins), bins, color=COLOURS["cfg"], lw=2.4)
-    ax.stairs(binned_density(s2, bins), bins, color=COLOURS["s2"])
-    w2 = np.sqrt(np.mean((s2 - data["outputs/truth"]) ** 2))
-    ax.set(xlabel=f"x;  S²: mean {s2.mean():.2f}, std {s2.std():.2f}, W2 {w2:.2f}")
-    centre, width = data["outputs/truth"].mean(), data["outputs/truth"].std()
-    ax.set(xlim=(centre - 8 * width, centre + 8 * width), ylim=(0, 2.2 * truth.max()))
-    ax.xaxis.set_major_locator(MultipleLocator(4))
-    ax.set_yticks([])
-
-
-def _draw_plane(
-    ax: Axes, data: Arrays, metrics: Metrics, row: str, scale: float, omega: float
-) -> float:
-    level = start_level(data, "plane")
-    points = data["plane/points"]
-    truth = guided_field(data, "plane", "exact", level, 1.0, 0.0)
-    guided = guided_field(data, "plane", row, level, scale, omega)
-    sigma = float(data["plane/sigmas"][level])
-    for radius in (1, 2, 3):
-        spread = radius * np.sqrt(metrics["config"]["std"] ** 2 + sigma**2)
-        centre = tuple(data["plane/mode"])
-        ax.add_patch(Circle(centre, spread, fill=False, color=TRUTH, lw=0.6))
-    longest = max(_length(truth).max(), _length(guided).max())
-    thin = _thinned(points)
-    for field, colour, width in (
-        (truth, TRUTH, 0.008),
-        (guided, COLOURS["s2"], 0.004),
-    ):
-        # Length by the square root: direction stays readable where a field is weak.
-        length = np.maximum(_length(field), 1e-12)
-        arrows = (field * np.sqrt(length / longest)[:, None] / length[:, None])[thin]
-        ax.quiver(
-            *points[thin].T, *arrows.T, color=colour, scale=13, width=width,
-            headwidth=4,
-        )  # fmt: skip
-    low, high = points.min(), points.max()
-    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="$x_1$")
-    ax.set_xticks([-8, -4, 0, 4, 8])
-    ax.set_yticks([-8, -4, 0, 4, 8])
-    return sigma
-
-
-def _thinned(points: np.ndarray) -> np.ndarray:
-    """Every second point along each axis."""
-    size = round(np.sqrt(len(points)))
-    every = np.arange(len(points)).reshape(size, size)
-    return every[::2, ::2].reshape(-1)
-
-
-def _length(field: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.sum(field**2, axis=-1))
+    x, bins = data["line/points"][:, 0], density_bins(data)
+    i, j = (
+        int(np.argmin(np.abs(data[f"outputs/{name}"] - guidance[field])))
+        for name, field in (("scales", "cfg_scale"), ("omegas", "s2_scale"))
+    )
+    scale, omega = data["outputs/scales"][i], data["outputs/omegas"][j]
+    truth = guided_field(data, "line", "exact", level, 1.0, 0.0)
+    figure, axes = plt.subplots(
+        2, len(NETWORKS), figsize=(PAGE_WIDTH, 3.8), sharex="row"
+    )
+    for (top, bottom), row in zip(axes.T, NETWORKS, strict=True):
+        top.set_title(NETWORK_TITLES[row])
+        top.plot(x, truth, color=TRUTH, lw=3.0, label="truth")
+        bottom.stairs(
+            binned_density(data["outputs/truth"], bins), bins, color=TRUTH, fill=True
+        )
+        # CFG is wider: it shows beneath S².
+        for label, color, width, at, output in (
+            ("no guidance", "unguided", 0.7, (1.0, 0.0), None),
+            ("CFG", "cfg", 2.4, (scale, 0.0), data[f"outputs/{row}"][i, 0]),
+            ("S²", "s2", 1.1, (scale, omega), data[f"outputs/{row}"][i, j]),
+        ):
+            style = {"color": COLOURS[color], "lw": width}
+            field = guided_field(data, "line", row, level, *at)
+            top.plot(x, field, label=label, **style)
+            if output is not None:
+                bottom.stairs(binned_density(output, bins), bins, **style)
+        bottom.set(xlabel="x", yticks=[])
+    axes[0, 0].set_ylabel(f"σ × score at σ = {data['line/sigmas'][level]:.2g}")
+    axes[1, 0].set_ylabel("density of the output")
+    axes[0, 0].legend(fontsize=6)
+    figure.supxlabel(
+        f"CFG scale {scale:g}, ω = {omega:g}, mean over all masks; trained networks: "
+        f"first of {metrics['seeds']} training seeds;\noutputs with the S² term in "
+        "steps 10 to 90 %; grey: the truth p(x | label)",
+        fontsize=6.2,
+    )
+    return {"figure": figure}
 
 
 def summarize(metrics: Metrics) -> list[str]:

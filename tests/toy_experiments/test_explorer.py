@@ -118,19 +118,6 @@ def test_density_has_all_the_mass():
         assert (density >= 0).all()
 
 
-def test_outputs_between_those_computed_are_averages(data):
-    table = data["outputs/well"].astype(np.float64)
-    np.testing.assert_allclose(
-        explorer.output_quantiles(data, "well", 2.0, 0.5), table[1, 1]
-    )
-    np.testing.assert_allclose(
-        explorer.output_quantiles(data, "well", 3.0, 0.75),
-        (table[1, 1] + table[1, 2] + table[2, 1] + table[2, 2]) / 4,
-    )
-    outside = explorer.output_quantiles(data, "well", 9.0, 2.0)
-    np.testing.assert_allclose(outside, table[2, 2])
-
-
 def test_numbers_are_those_of_the_quantiles(out, data):
     record = json.loads((out / "explorer" / "metrics.json").read_text())
     entry = single(record, "outputs", network="under", scale=4.0, s2_scale=0.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import string
 from collections.abc import Mapping
 from html import escape
@@ -12,10 +11,8 @@ from pathlib import Path
 
 from gmm_guidance._runtime.files import atomic
 from toy_experiments.common.experiment import Experiment
-from toy_experiments.common.style import COLOURS, TRUTH
 from toy_experiments.registry import EXPERIMENTS
 from toy_experiments.report.collect import EXPLORER, Collection, Result, collect
-from toy_experiments.report.panels import panel_data, panels_html
 from toy_experiments.report.tables import claims_table, config_table, numbers_table
 
 
@@ -50,44 +47,21 @@ def write_report(
 
 def build(collection: Collection) -> str:
     """The page as text."""
-    style = _colours() + _resource("style.css")
-    script = _resource("panels.js")
-    data = ""
-    if collection.explorer is not None:
-        data = (
-            '<script type="application/json" id="panel-data">'
-            f"{panel_data(*collection.explorer)}</script>"
-        )
+    shown, scripts = _panels(collection)
     return string.Template(_resource("template.html")).substitute(
-        style=style,
-        script=script,
-        # Nothing but this page's own style and script runs, and nothing is loaded.
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+        style=_resource("style.css"),
         versions=escape(_versions(collection)),
         contents=_contents(collection),
         claims=_claims(collection),
-        panels=_panels(collection),
+        panels=shown,
         experiments="\n".join(_section(r) for r in collection.results),
         missing=_missing(collection),
-        data=data,
+        scripts=scripts,
     )
 
 
 def _resource(name: str) -> str:
     return files("toy_experiments.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _colours() -> str:
-    """The figures' colours, as variables of the style sheet."""
-    names = {"truth": TRUTH, **COLOURS}
-    lines = "".join(f"  --{k.replace('_', '-')}: {v};\n" for k, v in names.items())
-    return f"\n:root {{\n{lines}}}\n"
 
 
 def _versions(collection: Collection) -> str:
@@ -122,13 +96,14 @@ def _claims(collection: Collection) -> str:
     return claims_table(collection.claims, names)
 
 
-def _panels(collection: Collection) -> str:
+def _panels(collection: Collection) -> tuple[str, str]:
     if collection.explorer is None:
-        return (
-            "<p>The panels need the results of "
-            f"<code>toy-experiments run {EXPLORER}</code>.</p>"
-        )
-    return panels_html(*collection.explorer)
+        needed = f"<code>toy-experiments run {EXPLORER}</code>"
+        return f"<p>The panels need the results of {needed}.</p>", ""
+    # Here and not above: Bokeh takes a second to import.
+    from toy_experiments.report.panels import panels
+
+    return panels(*collection.explorer)
 
 
 def _section(result: Result) -> str:
@@ -163,7 +138,7 @@ def _figure(result: Result, name: str, content: bytes) -> str:
 <div class="scroll"><img alt="{escape(alt)}" width="{width}" height="{height}" \
 src="data:image/png;base64,{encoded}"></div>
 <figcaption>{escape(name)}
-<button type="button" class="enlarge" aria-pressed="false">full size</button>
+<label><input type="checkbox"> full size</label>
 </figcaption>
 </figure>"""
 
