@@ -39,11 +39,11 @@ from toy_experiments.common.store import Store
 config = digits.DigitsConfig.quick()
 if len(sys.argv) > 2:
     width, steps, snapshot = (int(v) for v in sys.argv[2:])
-    small = digits.DigitsTraining(
-        width=width, depth=3, num_heads=2, steps=steps, batch_size=32,
-        snapshots=(snapshot,),
+    network = dataclasses.replace(config.network, width=width, depth=3, num_heads=2)
+    short = training.DiTTraining(steps, batch_size=32, snapshots=(snapshot,))
+    config = dataclasses.replace(
+        config, network=network, training=short, shown=(steps,)
     )
-    config = dataclasses.replace(config, training=small, shown=(steps,))
 store = Store(sys.argv[1], Reporter())
 digits.trained(config, store, digits.load_digits(), 0)
 """

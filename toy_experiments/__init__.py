@@ -1,1 +1,1 @@
-"""Experiments on Gaussian mixtures: guidance beside the exact answer."""
+"""Experiments on Gaussian mixtures: guidance compared with the exact answer."""

@@ -2,8 +2,8 @@
 
 The toy of Karras et al. 2024 (arXiv 2406.02507), whose figure has no numbers: class A
 of two tree-like mixtures, networks trained on exact denoisers, CFG at 4 and
-AutoGuidance at 3. Here S² stands beside them, and CFG with exact denoisers: what of the
-picture is the rule's doing and what the network's.
+AutoGuidance at 3. S² is added, and CFG with exact denoisers, which
+separates the effect of the rule from that of the network.
 
 Set-up as theirs, but for the network (a class-conditional ``BlockMLP`` with label
 dropout in place of one network for each set of classes, so that CFG's unconditional
@@ -62,11 +62,12 @@ class AutoguidanceToyConfig(Config):
         sigma_min: lowest noise level.
         sigma_max: highest noise level, at which true samples are noised to start.
         train_steps: training steps of the network.
-        weak_steps: of AutoGuidance's weak one (an eighth, as published).
+        weak_steps: training steps of AutoGuidance's weak model (an eighth, as
+            published).
         width: features of the network.
-        weak_width: of the weak one (half, as published).
+        weak_width: features of the weak model (half, as published).
         num_blocks: residual blocks of the network.
-        weak_blocks: of the weak one.
+        weak_blocks: residual blocks of the weak model.
         batch_size: samples in a training step.
         cfg_scale: total CFG scale; 1 = off.
         autoguidance_scale: total scale; 1 = off.

@@ -1,8 +1,8 @@
-"""Guidance coefficients read off data, against a grid search.
+"""Guidance coefficients estimated from data, against a grid search.
 
 For each mixture, width, training length and seed: the coefficients that data alone give
-beside those of the closed form; the error removed on held-out data as predicted without
-the truth and as really found; and samples of the calibrated rules beside no guidance
+and those of the closed form; the error removed on held-out data, predicted without the
+truth and measured; and samples of the calibrated rules, of no guidance
 and the best constant CFG and S² of a grid.
 """
 
@@ -118,7 +118,7 @@ class _Found:
 
     Attributes:
         calibration: the calibration.
-        distances: of each rule that is not of the grid.
+        distances: distance of each rule outside the grid.
         costs: their forward passes per step.
         grid: distances of the grid search, ``[scales, s2_scales]``.
         arrays: what the figures show.
@@ -211,10 +211,7 @@ def calibrate(
 ) -> Calibration:
     """Calibrate a network on its mixture."""
     return gg.calibrate(
-        network,
-        make_mixture(name),
-        jax.random.key(900 + seed),
-        num_samples=num_samples,
+        network, make_mixture(name), jax.random.key(900 + seed), num_samples=num_samples
     )
 
 
@@ -459,7 +456,7 @@ def summarize(metrics: Metrics) -> list[str]:
 EXPERIMENT = Experiment(
     "calibration",
     "analysis",
-    "guidance coefficients read off data, against a grid search",
+    "guidance coefficients estimated from data, against a grid search",
     CalibrationConfig,
     compute,
     draw,

@@ -2,7 +2,7 @@
 
 Fig. 3 of Fan et al. 2025 (arXiv 2503.18886) shows, for a mixture of Gaussians in the
 plane, the Jensen-Shannon divergence of the samples against training, and the error of
-the guided velocity at the first step beside the norm of the true one: as long as the
+the guided velocity at the first step and the norm of the true one: as long as the
 error is the larger, a zero velocity is the better prediction. Neither the mixture nor
 the network is published. Here: four unit Gaussians, the snapshots of one run per seed,
 and the rule's two parts apart, the optimized scale and the zero first step.
@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.spatial.distance import jensenshannon
 
 import gmm_guidance as gg
 from gmm_guidance.guidance.updates import velocity_of
@@ -42,12 +43,7 @@ from toy_experiments.common.records import (
 )
 from toy_experiments.common.rules import RULE_COLORS, RULE_TITLES, make_rule
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.style import (
-    COLOURS,
-    PAGE_WIDTH,
-    TRUTH,
-    draw_measurements,
-)
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH, draw_measurements
 
 RULES = ("unguided", "cfg", "optimized", "zero", "cfg_zero")
 _VARIANTS = ("optimized", "zero", "cfg_zero")  # compared with CFG
@@ -65,7 +61,7 @@ class CFGZeroToyConfig(Config):
         t_max: first time of the flow, in (0, 1).
         scales: total CFG scales; 1 = off. The figure shows the first two.
         zero_steps: first steps of zero velocity (their code has 1).
-        std: of each mode; the modes lie at (+-4, +-4), a class each.
+        std: standard deviation of each mode; the modes lie at (+-4, +-4), a class each.
         width: features of the network.
         num_blocks: residual blocks.
         batch_size: samples in a training step.
@@ -240,13 +236,7 @@ def jensen_shannon(samples: np.ndarray, mixture: gg.GaussianMixture) -> float:
     cell = (_BINS[1] - _BINS[0]) ** 2
     true = np.exp(np.asarray(mixture.log_prob(grid), np.float64)).reshape(-1) * cell
     true = np.append(true / max(true.sum(), 1.0), max(0.0, 1.0 - true.sum()))
-    middle = 0.5 * (found + true)
-
-    def divergence(p: np.ndarray) -> float:
-        inside = p > 0
-        return float(np.sum(p[inside] * np.log(p[inside] / middle[inside])))
-
-    return 0.5 * (divergence(found) + divergence(true))
+    return float(jensenshannon(found, true) ** 2)
 
 
 def _start(
@@ -263,7 +253,7 @@ def _first_velocity(
     seed: int,
     scale: float,
 ) -> dict[str, float]:
-    """Root mean square error of the first guided velocity, beside its true norm."""
+    """Root mean square error of the first guided velocity, and its true norm."""
     x = _start(mixture, config.schedule(), config.num_samples, seed)
     sigma = jnp.asarray(config.schedule().sigmas()[0], x.dtype)
     labels = jnp.asarray(balanced_labels(mixture, config.num_samples))

@@ -202,7 +202,7 @@ def _run(arguments: list[str]) -> None:
         command = tyro.extras.subcommand_cli_from_dict(
             _COMMANDS,
             prog="toy-experiments",
-            description="Guidance on Gaussian mixtures beside the exact answer.",
+            description="Guidance on mixtures with exact answers and on small images.",
             config=_TYRO,
             args=arguments,
         )

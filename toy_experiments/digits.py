@@ -96,62 +96,17 @@ def load_digits() -> ImageData:
     return ImageData(images[train], labels[train], images[held], labels[held])
 
 
-@dataclasses.dataclass(frozen=True)
-class DigitsTraining:
-    """Shape and training of the networks.
-
-    Attributes:
-        width: features of a token, a multiple of ``num_heads`` and of 4.
-        depth: number of blocks; rules that drop blocks need 3.
-        num_heads: number of attention heads.
-        patch_size: side of a patch, a divisor of 8.
-        steps: optimization steps.
-        batch_size: images in a step.
-        learning_rate: peak of AdamW's rate.
-        ema_decay: decay of the averaged weights, in [0, 1).
-        label_dropout: fraction of images trained without label, in [0, 1).
-        snapshots: steps after which networks are kept, in addition to the last.
-    """
-
-    width: int = 96
-    depth: int = 8
-    num_heads: int = 4
-    patch_size: int = 2
-    steps: int = 1000
-    batch_size: int = 128
-    learning_rate: float = 2e-3
-    ema_decay: float = 0.995
-    label_dropout: float = 0.1
-    snapshots: tuple[int, ...] = (150, 400)
-
-    def __post_init__(self):
-        self.network()
-        self.training()
-
-    def network(self) -> DiTConfig:
-        """Shape of the network."""
-        return DiTConfig(
-            input_size=8,
-            patch_size=self.patch_size,
-            in_channels=1,
-            width=self.width,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            num_labels=NUM_CLASSES,
-            learn_sigma=False,
-            process="flow",
-        )
-
-    def training(self) -> DiTTraining:
-        """Training of the network."""
-        return DiTTraining(
-            num_steps=self.steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            ema_decay=self.ema_decay,
-            label_dropout=self.label_dropout,
-            snapshots=self.snapshots,
-        )
+_NETWORK = DiTConfig(
+    input_size=8,
+    patch_size=2,
+    in_channels=1,
+    width=96,
+    depth=8,
+    num_heads=4,
+    num_labels=NUM_CLASSES,
+    learn_sigma=False,
+    process="flow",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +116,8 @@ class DigitsConfig(Config):
     Attributes:
         num_samples: samples of each rule and network, 100 to 540: they have the classes
             of as many held-out images.
-        training: shape and training of the networks.
+        network: shape of the networks.
+        training: their training; each length is one of its kept steps.
         shown: training lengths that are evaluated, among the kept ones; all if empty.
         solver: solver of the sampler.
         scales: total scales of CFG and AutoGuidance, with 1 (off) among them.
@@ -175,7 +131,8 @@ class DigitsConfig(Config):
     seeds: int = 3
     num_samples: int = HELD_OUT
     num_steps: int = 10
-    training: DigitsTraining = DigitsTraining()
+    network: DiTConfig = _NETWORK
+    training: DiTTraining = DiTTraining(num_steps=1000, snapshots=(150, 400))
     shown: tuple[int, ...] = ()
     solver: Literal["dpmpp_2m", "heun"] = "dpmpp_2m"
     scales: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
@@ -187,9 +144,8 @@ class DigitsConfig(Config):
     QUICK = Config.QUICK | {
         "num_samples": 180,
         "num_steps": 8,
-        "training": DigitsTraining(
-            width=48, depth=4, steps=300, batch_size=64, snapshots=(75,)
-        ),
+        "network": dataclasses.replace(_NETWORK, width=48, depth=4),
+        "training": DiTTraining(num_steps=300, batch_size=64, snapshots=(75,)),
         "shown": (300,),
         "scales": (1.0, 1.5),
         "s2_scales": (0.25,),
@@ -218,7 +174,7 @@ class DigitsConfig(Config):
     @property
     def kept(self) -> tuple[int, ...]:
         """Training lengths after which networks are kept."""
-        return self.training.training().kept_steps
+        return self.training.kept_steps
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -345,8 +301,7 @@ def trained(
     config: DigitsConfig, store: Store, data: ImageData, seed: int
 ) -> dict[int, DiT]:
     """The networks of a seed by training length."""
-    shape, training = config.training.network(), config.training.training()
-    return trained_transformers(store, data, shape, training, seed)
+    return trained_transformers(store, data, config.network, config.training, seed)
 
 
 def _export(store: Store, network: DiT, seed: int, step: int) -> str:
@@ -445,7 +400,7 @@ def _draw_scales(metrics: Metrics) -> Figure:
 
 
 def _draw_weights(metrics: Metrics) -> Figure:
-    """S² at each weight beside CFG."""
+    """S² at each weight, and CFG."""
     weights = metrics["config"]["s2_scales"]
     figure, panels = _panels(metrics)
     for ax, steps, name in panels:
@@ -636,10 +591,11 @@ def _change(record: Record, decimals: int = 2) -> str:
 
 def _note(metrics: Metrics) -> str:
     config = metrics["config"]
-    training, seeds = config["training"], metrics["seeds"]
+    network, seeds = config["network"], metrics["seeds"]
     return (
-        f"Networks of width {training['width']} and depth {training['depth']}, batches "
-        f"of {training['batch_size']}, {seeds} training seeds. {config['num_samples']} "
+        f"Networks of width {network['width']} and depth {network['depth']}, batches "
+        f"of {config['training']['batch_size']}, {seeds} training seeds. "
+        f"{config['num_samples']} "
         f"samples of each rule and network, {config['solver']}, {config['num_steps']} "
         f"steps. Mean ± standard error over the training seeds; differences are paired "
         f"by seed, with 95 % intervals by Student's t of {seeds - 1} degrees of "

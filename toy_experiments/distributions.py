@@ -1,4 +1,4 @@
-"""The paper's toy figure, with the exact answer beside it and numbers beneath.
+"""The paper's toy figure, with the exact answer and with numbers.
 
 Fig. 3 of arXiv 2508.12880 shows final samples of a network under no guidance, CFG,
 AutoGuidance, Naive S² and S², without numbers and without saying how long the network

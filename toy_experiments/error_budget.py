@@ -1,7 +1,7 @@
 """Where guidance errs: the rule's bias and the learned error at each noise level.
 
 The guided denoiser's distance to ``E[x0 | x, label]`` is split into what the rule does
-with exact denoisers, which no sub-network can mend, and what the network got wrong,
+with exact denoisers, which no sub-network can correct, and what the network got wrong,
 amplified by the rule; and it is shown what the S² term makes of each.
 """
 
@@ -196,7 +196,7 @@ def _crossing(sigmas: np.ndarray, bias: np.ndarray, learned: np.ndarray) -> floa
     last = above[-1]
     if last + 1 == len(sigmas):
         return float(sigmas[-1])
-    # Where the two lines cross between neighbouring levels, in logarithms.
+    # Where the two lines cross between neighboring levels, in logarithms.
     gap = np.log(np.maximum(bias, 1e-30) / np.maximum(learned, 1e-30))
     t = gap[last] / (gap[last] - gap[last + 1])
     return float(np.exp(np.interp(t, [0, 1], np.log(sigmas[last : last + 2]))))

@@ -14,11 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.common.experiment import (
-    Experiment,
-    check_among,
-    check_ascending,
-)
+from toy_experiments.common.experiment import Experiment, check_among, check_ascending
 from toy_experiments.common.mixtures import (
     MIXTURE_TITLES,
     MIXTURES,

@@ -17,11 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from toy_experiments.common.experiment import (
-    Experiment,
-    check_among,
-    check_at_least,
-)
+from toy_experiments.common.experiment import Experiment, check_among, check_at_least
 from toy_experiments.common.mixtures import (
     MIXTURE_TITLES,
     MixtureName,
@@ -37,12 +33,7 @@ from toy_experiments.common.records import (
     single,
 )
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.style import (
-    COLOURS,
-    PAGE_WIDTH,
-    draw_band,
-    shades,
-)
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, draw_band, shades
 from toy_experiments.common.sweep import (
     DISTANCE,
     AnalysisConfig,

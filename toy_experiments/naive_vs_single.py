@@ -17,11 +17,7 @@ from matplotlib.figure import Figure
 
 import gmm_guidance as gg
 from toy_experiments.common.experiment import Experiment, check_among, check_at_least
-from toy_experiments.common.mixtures import (
-    MIXTURE_TITLES,
-    MixtureName,
-    balanced_labels,
-)
+from toy_experiments.common.mixtures import MIXTURE_TITLES, MixtureName, balanced_labels
 from toy_experiments.common.paper import (
     NETWORK_TITLES,
     PAPER_MIXTURES,
@@ -38,11 +34,7 @@ from toy_experiments.common.records import (
     single,
 )
 from toy_experiments.common.store import Arrays, Store
-from toy_experiments.common.style import (
-    NETWORK_COLORS,
-    PAGE_WIDTH,
-    draw_measurements,
-)
+from toy_experiments.common.style import NETWORK_COLORS, PAGE_WIDTH, draw_measurements
 
 ALL = "all"  # the exact expectation over all masks
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.integrate
 import scipy.special
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,12 +41,7 @@ from toy_experiments.common.records import (
     single,
 )
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.style import (
-    COLOURS,
-    PAGE_WIDTH,
-    TRUTH,
-    draw_measurements,
-)
+from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH, draw_measurements
 
 PAIR = (1.0, 1.0, 2.0)  # conditional mean and variance, unconditional variance
 CASES = {  # two modes at -+ distance, of one standard deviation, equally likely
@@ -80,7 +76,7 @@ class PowerDistributionConfig(Config):
         sigma_min: lowest noise level.
         sigma_max: highest noise level.
         scales: total CFG scales of the pair and of the four mixtures, ascending.
-        bound_scales: of the two bounds, ascending, above 1.
+        bound_scales: total CFG scales of the two bounds, ascending, above 1.
         bound_sigma_max: highest noise level there: CFG at a large scale pushes from
             far out, and from 80 the start would still be seen at the end.
     """
@@ -348,9 +344,8 @@ def tilted_log_density(
 
 
 def _cumulative(grid: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """Integral from the left end to each point, by trapezia."""
-    cells = 0.5 * (density[1:] + density[:-1]) * np.diff(grid)
-    return np.concatenate([[0.0], np.cumsum(cells)])
+    """Integral from the left end to each point."""
+    return scipy.integrate.cumulative_trapezoid(density, grid, initial=0.0)
 
 
 def _case(config: PowerDistributionConfig, name: str) -> list[Record]:
@@ -482,7 +477,7 @@ def summarize(metrics: Metrics) -> list[str]:
     lines = [
         f"variance of CFG on the pair: flow within {worst['flow']:.2%} of "
         f"2^(1 - scale), reverse diffusion within {worst['diffusion']:.2%} of its "
-        f"closed form",
+        f"closed form"
     ]
     for bound, event, argument in (("zero", "x < 0", "w²"), ("root", "x < √w", "w")):
         g = single(metrics, "growth", bound=bound, kind="flow")

@@ -1,4 +1,4 @@
-"""CFG, CFG repaired exactly, and S² side by side, against the tilted distribution.
+"""CFG, CFG repaired exactly, and S² against the tilted distribution.
 
 CFG is often said to sample ``p(x) p(label | x)^scale``. Its density family misses the
 diffusion equation by ``scale (scale - 1) / 2 |grad log p(label | x)|^2``; particles
@@ -75,7 +75,7 @@ class RepairConfig(AnalysisConfig):
         budgets: training length and network; the last length is used.
         scales: total CFG scales.
         s2_scale: the paper's omega.
-        num_particles: of the weighted sampler.
+        num_particles: particles of the weighted sampler.
         drawn: the scale whose densities and maps are drawn.
     """
 

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the digits extra: scikit-learn")
 
 from full_models import load_weights
+from full_models.training import DiTTraining
 from gmm_guidance._runtime.checkpoints import stored_steps
 from gmm_guidance._runtime.reporter import Reporter
 from toy_experiments import cli, digits
@@ -17,16 +18,14 @@ from toy_experiments.common.images import MEASURES, Classifier, Reference
 from toy_experiments.common.page import marks
 from toy_experiments.common.records import select
 from toy_experiments.common.store import Store
-from toy_experiments.digits import DigitsConfig, DigitsTraining, Setting, load_digits
+from toy_experiments.digits import DigitsConfig, Setting, load_digits
 
-TINY = DigitsTraining(
-    width=16, depth=3, num_heads=2, steps=60, batch_size=16, snapshots=(20,)
-)
 CONFIG = DigitsConfig(
     seeds=2,
     num_samples=100,
     num_steps=3,
-    training=TINY,
+    network=dataclasses.replace(DigitsConfig().network, width=16, depth=3, num_heads=2),
+    training=DiTTraining(num_steps=60, batch_size=16, snapshots=(20,)),
     scales=(1.0, 1.5),
     s2_scales=(0.25,),
     num_masks=2,
@@ -127,8 +126,8 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
 
 
 OPTIONS = ["--seeds", "2", "--num-samples", "100", "--num-steps", "3"]
-OPTIONS += ["--training.width", "16", "--training.depth", "3"]
-OPTIONS += ["--training.num-heads", "2", "--training.steps", "60"]
+OPTIONS += ["--network.width", "16", "--network.depth", "3"]
+OPTIONS += ["--network.num-heads", "2", "--training.num-steps", "60"]
 OPTIONS += ["--training.batch-size", "16", "--training.snapshots", "20"]
 OPTIONS += ["--scales", "1", "1.5", "--s2-scales", "0.25", "--num-masks", "2"]
 

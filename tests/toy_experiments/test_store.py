@@ -15,6 +15,7 @@ from support.processes import run_python
 import gmm_guidance as gg
 from gmm_guidance._runtime.reporter import Reporter
 from toy_experiments.common.identity import code_version, digest_of, identity, sources
+from toy_experiments.common.networks import train_networks, trained
 from toy_experiments.common.store import Store
 
 CALLS: list[float] = []
@@ -157,6 +158,25 @@ def test_a_damaged_cell_is_reported_and_computed_again(
     assert path.name in said.replace(" ", "") and "computing it again" in said
     store.cell(double, 3)
     assert CALLS == [3, 3]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", ["a file", "a folder of garbage"])
+def test_a_damaged_checkpoint_does_not_end_every_run(kind, tmp_path):
+    mixture = gg.presets.two_modes()
+    config = gg.TrainingConfig(snapshots=(4,), width=8, num_blocks=3, batch_size=32)
+    digest = digest_of(train_networks, (mixture, config, 2))
+    store = Store(tmp_path, Reporter())
+    checkpoint = store.cells / f"train_networks-{digest}.checkpoint"
+    if kind == "a file":
+        checkpoint.write_text("damaged")
+    else:
+        (checkpoint / "2").mkdir(parents=True)
+        (checkpoint / "2" / "junk").write_text("damaged")
+    run = trained(store, mixture, config, 2)
+    assert run.num_seeds == 2 and not checkpoint.exists()
+    found = [path.name for path in store.cells.iterdir()]
+    assert found == [f"train_networks-{digest}.safetensors"]
 
 
 def test_map_runs_one_item_of_each_program_first(store):

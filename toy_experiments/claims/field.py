@@ -268,7 +268,7 @@ CLAIMS: tuple[Claim, ...] = (
         _bias_dominates,
     ),
     Claim(
-        "The best weights of guidance corrections can be read off data.",
+        "The best weights of guidance corrections can be estimated from data.",
         "least squares on x0 - D_c, this project",
         "calibration",
         _data_coefficients,

@@ -143,7 +143,7 @@ def _markdown(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-# -- what judges share ----------------------------------------------------------------
+# -- helpers of judges ----------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,7 @@ def judge(
         found: the changes.
         effect: what changes; the numbers follow unless it ends with a period.
         regime: where it was tested, for a claim that holds nowhere.
-        digits: of the numbers.
+        digits: decimals of the numbers.
         each: whether to list the interval of each case.
     """
     better = [c.case for c in found if c.is_better and c.case]

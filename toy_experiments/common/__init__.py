@@ -1,1 +1,1 @@
-"""What the experiments share."""
+"""The framework of the experiments."""

@@ -16,7 +16,7 @@ Group = Literal["paper", "analysis", "related", "images"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What all experiments share.
+    """Base configuration of all experiments.
 
     Attributes:
         seeds: training seeds, at least 2.

@@ -57,11 +57,7 @@ class ImageData(NamedTuple):
 
 
 def trained_transformers(
-    store: Store,
-    data: ImageData,
-    config: DiTConfig,
-    training: DiTTraining,
-    seed: int,
+    store: Store, data: ImageData, config: DiTConfig, training: DiTTraining, seed: int
 ) -> dict[int, DiT]:
     """The averaged network at each kept step of one training run."""
     arrays = store.cell(
@@ -178,8 +174,8 @@ class Reference:
     """Real images that sets of ``count`` samples are measured against.
 
     The Fréchet distance is to the training images: there are more of them, and a
-    reference that all share needs no particular size. Precision, recall, density and
-    coverage depend on the sizes of both sets, so they compare with equally many
+    reference common to all sets needs no particular size. Precision, recall, density
+    and coverage depend on the sizes of both sets, so they compare with equally many
     held-out images. The nearest training image, in pixels, tells copies: below its
     value for held-out images, samples are closer to the training images than new
     images are.
@@ -288,7 +284,7 @@ def draw_sheet(
     """A sheet with a block of rows for each name and a column for each class.
 
     Args:
-        names: of the blocks.
+        names: titles of the blocks.
         blocks: images ``[blocks, rows * columns, H, W, 1]``.
         columns: number of classes.
         title: above the sheet.

@@ -21,7 +21,7 @@ RUN = Format(
 
 @dataclasses.dataclass(frozen=True)
 class Budgets:
-    """Training lengths and the network that several mixtures share.
+    """Training lengths and the network, common to several mixtures.
 
     Attributes:
         steps: training lengths compared, ascending.
@@ -47,10 +47,7 @@ class Budgets:
 
 
 def trained(
-    store: Store,
-    mixture: gg.GaussianMixture,
-    config: gg.TrainingConfig,
-    num_seeds: int,
+    store: Store, mixture: gg.GaussianMixture, config: gg.TrainingConfig, num_seeds: int
 ) -> gg.TrainingRun:
     """All snapshots of seeds 0, 1, ... from one run: loaded, resumed or started."""
     return store.cell(train_networks, mixture, config, num_seeds, format=RUN)
@@ -92,5 +89,8 @@ def train_networks(
             if str(context.checkpoint) not in str(error):
                 raise
             context.reporter.say(f"{error} Training starts again.")
-            shutil.rmtree(context.checkpoint)
+            if context.checkpoint.is_dir():
+                shutil.rmtree(context.checkpoint)
+            else:
+                context.checkpoint.unlink()
             return train()

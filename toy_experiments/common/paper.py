@@ -32,9 +32,9 @@ class Networks:
 
     Attributes:
         under_steps: training steps of the under-trained network.
-        under_weak_steps: of AutoGuidance's weak model for it.
-        well_steps: of the well-trained network.
-        well_weak_steps: of AutoGuidance's weak model for it.
+        under_weak_steps: training steps of its weak model for AutoGuidance.
+        well_steps: training steps of the well-trained network.
+        well_weak_steps: training steps of its weak model for AutoGuidance.
         width: features of the network.
         num_blocks: residual blocks.
         batch_size: samples in a training step.
@@ -98,7 +98,7 @@ class Guidance:
 
 @dataclasses.dataclass(frozen=True)
 class PaperConfig(Config):
-    """What the experiments in the paper's setting share.
+    """Base configuration of the experiments in the paper's setting.
 
     Attributes:
         sigma_min: lowest noise level.

@@ -85,9 +85,7 @@ def distinct(records: Sequence[Record], field: str) -> list[Any]:
 
 def paired_change(record: Record, reference: Record, name: str) -> Record:
     """Measurement of ``record - reference`` of a field, seed by seed."""
-    return measurement(
-        np.subtract(record[name]["seeds"], reference[name]["seeds"]),
-    )
+    return measurement(np.subtract(record[name]["seeds"], reference[name]["seeds"]))
 
 
 def verdict(change: Record) -> str:

@@ -55,7 +55,7 @@ class Format:
     """How the result of a computation is stored as a file.
 
     Attributes:
-        suffix: of the file's name.
+        suffix: suffix of the file's name.
         save: writes a result to a path.
         load: reads it; any exception says that the file is damaged.
     """
@@ -116,10 +116,7 @@ class Store:
             ) from error
 
     def cell(
-        self,
-        function: Callable[..., Any],
-        *arguments: Any,
-        format: Format = ARRAYS,
+        self, function: Callable[..., Any], *arguments: Any, format: Format = ARRAYS
     ) -> Any:
         """The result of ``function(context, *arguments)``: loaded, or computed.
 
@@ -169,7 +166,7 @@ class Store:
         program the first runs before the others, so that it is compiled once.
 
         Args:
-            title: of the progress bar.
+            title: title of the progress bar.
             function: called with the parts of an item.
             items: tuples.
             program: what tells the program of an item from that of another.

@@ -42,7 +42,7 @@ _TRUE_SAMPLES = 1 << 17  # of a class
 
 @dataclasses.dataclass(frozen=True)
 class AnalysisConfig(Config):
-    """What the analysis experiments share.
+    """Base configuration of the analysis experiments.
 
     Attributes:
         num_steps: steps of the sampler (DPM-Solver++(2M)).
@@ -144,7 +144,7 @@ def measure_rules(
         rules: the guidance rules.
         num_samples: samples of each rule, all labels together; even.
         num_steps: steps of DPM-Solver++(2M), one evaluation each.
-        seed: of noise and masks.
+        seed: seed of noise and masks.
     """
     return store.cell(
         rule_metrics, mixture, denoiser, list(rules), num_samples, num_steps, seed
@@ -247,7 +247,7 @@ def _true_quantiles(name: MixtureName, label: int, count: int) -> np.ndarray:
     """Quantiles of the truth along each direction, ``[64, count]``.
 
     Closed forms of the tree's 1,016 components along 64 directions would take longer
-    than the sampling; the quantiles of many true samples have a noise of their own that
+    than the sampling; the quantiles of many true samples have sampling noise that
     is the same for every rule and a tenth of that of the samples compared.
     """
     samples, _ = make_mixture(name).sample(jax.random.key(77), _TRUE_SAMPLES, label)
