@@ -257,15 +257,15 @@ def _draw(
     """Each rule's draws over the steps of a segment (and its evaluations, if one)."""
     evaluations = jnp.arange(num_evaluations, dtype=jnp.uint32)
 
-    def draw(rule, evaluations):
-        over_evaluations = jax.vmap if evaluations.ndim else lambda f: f
-        return jax.vmap(
-            lambda i: over_evaluations(lambda e: rule.draw(random(i, e)))(evaluations)
-        )(steps)
+    def at_step(step):
+        if len(rules) == 1:
+            return (jax.vmap(lambda e: rules[0].draw(random(step, e)))(evaluations),)
+        return tuple(
+            rule.draw(random(step, e))
+            for rule, e in zip(rules, evaluations, strict=True)
+        )
 
-    if len(rules) == 1:
-        return (draw(rules[0], evaluations),)
-    return tuple(draw(r, e) for r, e in zip(rules, evaluations, strict=True))
+    return jax.vmap(at_step)(steps)
 
 
 def _first_state(rules: tuple[GuidanceRule, ...], x: jax.Array) -> Any:

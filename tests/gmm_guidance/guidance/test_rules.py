@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from oracles.ledger import Ledger
 from oracles.predictions import outputs_of
+from support.sampling import guided_value
 
 from gmm_guidance import (
     CFG,
@@ -23,7 +24,6 @@ from gmm_guidance import (
     Unguided,
     Windowed,
     guidance_rule,
-    guided_sample,
     static_field,
 )
 from gmm_guidance.guidance.rule import Unconditional
@@ -35,18 +35,8 @@ STACK = Ledger(4)
 X = jnp.zeros((N, 2))
 
 
-def guided(rule, *, seed=0, stack=STACK, start=X, **options):
-    """The guided denoiser's value, as the only step of a run returns it."""
-    options = {"schedule": CustomSchedule((0.5,)), "solver": "euler", **options}
-    return guided_sample(
-        jax.random.key(seed),
-        stack,
-        1,
-        num_samples=len(start),
-        guidance=rule,
-        initial=start,
-        **options,
-    )
+def guided(rule, *, stack=STACK, start=X, **options):
+    return guided_value(rule, stack, start, **options)
 
 
 # --- the combination: hand-made outputs with answers worked out by hand
@@ -229,8 +219,6 @@ def test_a_rule_must_define_its_two_methods():
         (lambda: S2Guidance(2.0, form="centred"), "form must be .* 'centred'"),
         (lambda: S2Guidance(2.0, redraw="never"), "redraw must be .* 'never'"),
         (lambda: S2Guidance(2.0, window=(0.9, 0.1)), "0 <= lo < hi <= 1"),
-        (lambda: S2Guidance(2.0, window=(0.1, 1.2)), "0 <= lo < hi <= 1"),
-        (lambda: S2Guidance(2.0, window=(-0.1, 0.9)), "0 <= lo < hi <= 1"),
         (lambda: Windowed(CFG(2.0), (0.5, 0.5)), "0 <= lo < hi <= 1"),
     ],
 )
@@ -243,13 +231,10 @@ def test_bad_values_are_refused_at_once(make, message):
     "rule, message",
     [
         (S2Guidance(2.0, num_dropped=4), "num_dropped=4 exceeds the 3 unprotected"),
-        (S2Guidance(2.0, protected=(0, 1, 2, 3)), "all 4 blocks are protected"),
-        (S2Guidance(2.0, protected=(4,)), r"protected blocks must be in 0\.\.3"),
-        (S2Guidance(2.0, num_dropped=4, protected=()), "leaves no block"),
         (SkipLayer(2.0, (4,), window=None), r"dropped blocks must be in 0\.\.3"),
         (
             S2Guidance(2.0, distribution=Bernoulli(0.5), num_masks="all"),
-            "enumerates the sets",
+            "enumerates the sets of FixedCount, got Bernoulli",
         ),
     ],
     ids=repr,

@@ -17,12 +17,17 @@ from gmm_guidance import (
     CFGZeroStar,
     CustomSchedule,
     FixedBlocks,
+    GuidanceRule,
+    Karras,
+    Pass,
     Rescaled,
+    RuleWrapper,
     S2Guidance,
     SigmaWindow,
     SkipLayer,
     Unguided,
     Windowed,
+    expected_cost,
     guidance_rule,
     guided_sample,
 )
@@ -169,6 +174,49 @@ def test_two_kinds_of_state_cannot_share_a_step():
     rule = Windowed(APG(3.0), SigmaWindow(1.0, 4.0), outside=Counting(2.0))
     with pytest.raises(ValueError, match="two evaluations of one step carry different"):
         draw(rule, solver="heun")
+
+
+@guidance_rule
+class Blended(RuleWrapper):
+    """A rule mixed with ``D_c``; its own draw leaves those of the rule unchanged."""
+
+    rule: GuidanceRule
+    weight: float
+
+    def draw(self, random):
+        return {"rule": super().draw(random), "own": random.key()}
+
+    def passes(self, label, draws):
+        return {"rule": super().passes(label, draws["rule"]), "cond": Pass(label)}
+
+    def combine(self, outputs, x, sigma, state):
+        guided, state = super().combine(outputs["rule"], x, sigma, state)
+        return outputs["cond"] + self.weight * (guided - outputs["cond"]), state
+
+
+@pytest.mark.parametrize("inner", [S2Guidance(APG(3.0), 0.5), CFGZeroStar(3.0, 2)])
+def test_a_custom_wrapper_defines_only_what_it_changes(inner):
+    """With weight 1 it is its rule: windows, masks, momentum, steps without a pass."""
+    wrapped = draw(Blended(inner, 1.0), solver="heun")
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(wrapped, draw(inner, solver="heun"), **close)
+    plain = draw(Unguided(), solver="heun")
+    np.testing.assert_allclose(draw(Blended(inner, 0.0), solver="heun"), plain, **close)
+    assert expected_cost(Blended(S2Guidance(3.0, **FIXED), 0.5), Karras(4), 5) == (
+        expected_cost(S2Guidance(3.0, **FIXED), Karras(4), 5)
+    )
+
+
+def test_random_draws_are_independent_and_last_as_long_as_asked():
+    def keys(step, evaluation):
+        random = RandomDraws(jax.random.key(0), step, evaluation, 5, jnp.arange(2))
+        for redraw in ("step", "step", "evaluation", "run"):
+            yield tuple(jax.random.key_data(random.key(redraw)).tolist())
+
+    first, other, later = (list(keys(*at)) for at in ((0, 0), (0, 1), (1, 0)))
+    assert len(set(first)) == 4
+    assert [a == b for a, b in zip(first, other, strict=True)] == [1, 1, 0, 1]
+    assert [a == b for a, b in zip(first, later, strict=True)] == [0, 0, 0, 1]
 
 
 # --- what each rule must have in common with the others

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles.ledger import Ledger, history, kept, number
+from support.sampling import guided_value
 
 from gmm_guidance import (
     CFG,
@@ -16,7 +17,6 @@ from gmm_guidance import (
     Karras,
     S2Guidance,
     SkipLayer,
-    guided_sample,
 )
 from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.sampling.segments import plan_segments
@@ -29,18 +29,8 @@ FULL = number(2, range(L))  # of the conditional pass, label 1
 ONLY_S2 = {"scale": 1.0, "s2_scale": 1.0, "window": None}
 
 
-def guided(rule, *, seed=0, stack=STACK, start=X, **options):
-    """The guided denoiser's value, as the only step of a run returns it."""
-    options = {"schedule": CustomSchedule((0.5,)), "solver": "euler", **options}
-    return guided_sample(
-        jax.random.key(seed),
-        stack,
-        1,
-        num_samples=len(start),
-        guidance=rule,
-        initial=start,
-        **options,
-    )
+def guided(rule, *, stack=STACK, start=X, **options):
+    return guided_value(rule, stack, start, **options)
 
 
 def weak_numbers(rule, **options):
