@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from full_models.generation.plan import read_plan
-from full_models.generation.shards import shard_fault
+from full_models.generation.shard_set import ShardSet
 from gmm_guidance._runtime.checkpoints import stored_steps
 from gmm_guidance._runtime.files import write_text
 from gmm_guidance._runtime.reporter import Reporter
@@ -77,11 +76,11 @@ def generating(num: int) -> Job:
         return ["-m", "full_models.cli", "generate", *where, *options.split()]
 
     def faults(out: Path) -> list[str]:
-        plan = read_plan(out) if out.is_dir() else None
-        if plan is None:
+        shards = ShardSet.read(out) if out.is_dir() else None
+        if shards is None:
             return []
-        recorded = [s for s in plan.shards() if (out / f"{s.name}.json").exists()]
-        return [s.name for s in recorded if shard_fault(out, plan, s) is not None]
+        recorded = [s for s in shards.shards() if shards.record_path(s).exists()]
+        return [s.name for s in recorded if shards.fault(s) is not None]
 
     def result(out: Path) -> dict[str, bytes]:
         files = [p for p in out.iterdir() if p.name != ".lock"]

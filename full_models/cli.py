@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from full_models.commands.calibrate import Calibrate, calibrate
-from full_models.commands.compare import Compare, compare
-from full_models.commands.generate import Generate, generate
-from full_models.commands.pack import Pack, run_pack
-from full_models.commands.sample import Sample, sample
-from full_models.commands.statistics import Features, Statistics, extract, statistics
-from full_models.commands.sweep import Sweep, sweep
+from full_models.commands.calibrate import Calibrate
+from full_models.commands.compare import Compare
+from full_models.commands.generate import Generate
+from full_models.commands.pack import Pack
+from full_models.commands.sample import Sample
+from full_models.commands.statistics import Features, Statistics
+from full_models.commands.sweep import Sweep
 from full_models.generation.processes import LostProcess, check_devices, is_first
 from gmm_guidance._runtime.cli import run_command
 from gmm_guidance._runtime.reporter import Reporter
 
-_COMMANDS: dict[str, tuple[type, Any]] = {
-    "sample": (Sample, sample),
-    "compare": (Compare, compare),
-    "generate": (Generate, generate),
-    "pack": (Pack, run_pack),
-    "sweep": (Sweep, sweep),
-    "calibrate": (Calibrate, calibrate),
-    "features": (Features, extract),
-    "statistics": (Statistics, statistics),
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "sample": Sample,
+    "compare": Compare,
+    "generate": Generate,
+    "pack": Pack,
+    "sweep": Sweep,
+    "calibrate": Calibrate,
+    "features": Features,
+    "statistics": Statistics,
 }
 
 
@@ -44,18 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> None:
     command = tyro.extras.subcommand_cli_from_dict(
-        {name: options for name, (options, _) in _COMMANDS.items()},
+        _COMMANDS,
         prog="full-models",
-        description="Diffusion transformers under S²-Guidance.",
+        description="Large diffusion models under S²-Guidance.",
         config=(tyro.conf.OmitArgPrefixes,),
         args=None if arguments is None else list(arguments),
     )
-    run = dict(_COMMANDS.values())[type(command)]
-    if isinstance(command, (Sample, Generate, Sweep)):
+    if hasattr(command, "processes"):
         command.processes.start()
     check_devices()
     with Reporter() as reporter:
-        written: list[Path] = run(command, reporter)
+        written: list[Path] = command.run(reporter)
         if not is_first():
             return
         if written:

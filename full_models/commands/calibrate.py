@@ -14,12 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 import gmm_guidance as gg
-from full_models.commands.describe import model_line
-from full_models.commands.drawing import machine
 from full_models.commands.options import ModelOptions
-from full_models.generation.fingerprint import fingerprint
-from full_models.generation.run_folder import RunFolder
+from full_models.generation.run_folder import RunFolder, machine
 from full_models.npz import headers, read_array
+from gmm_guidance._runtime.files import sha256
 from gmm_guidance._runtime.palette import COLOURS, FIGURE_SETTINGS, PAGE_WIDTH, TRUTH
 from gmm_guidance._runtime.reporter import Reporter
 from gmm_guidance.guidance.calibrated import feature_name
@@ -33,72 +31,81 @@ class Calibrate:
 
     model: ModelOptions
     data: Path
-    """.npz with "samples" [n, H, W, C] (latents scaled as the model has them) and
+    """File (.npz) with "samples" [n, H, W, C], scaled as the model has them, and
     "labels" [n]; preferably data that the model was not trained on."""
     out: Path
     """Output directory; absent or empty."""
     blocks: tuple[int, ...] | None = None
     """Blocks to measure; all but the first by default."""
     num_samples: int = 5000
-    """Noised samples at each level."""
+    """Number of noised samples at each level."""
     num_levels: int = 12
-    """Noise levels, from 0.01 to 20 data standard deviations."""
+    """Number of noise levels, from 0.01 to 20 data standard deviations."""
     batch_size: int = 64
-    """Samples at once."""
+    """Number of samples computed at once."""
     seed: int = 0
-    """Of the noise."""
+    """Random seed of the noise."""
 
+    def run(self, reporter: Reporter) -> list[Path]:
+        """Calibrate; returns the files.
 
-def calibrate(config: Calibrate, reporter: Reporter) -> list[Path]:
-    """Run the command; returns the files.
-
-    Raises:
-        ValueError: for data or blocks that do not fit the model.
-        OSError: if the output cannot be written, or the directory is occupied.
-    """
-    samples, labels = _read_data(config.data)
-    description = _describe(config)
-    with RunFolder(config.out, description) as folder:
-        network = config.model.load()
-        reporter.say(model_line(network))
-        if samples.shape[1:] != network.sample_shape:
-            raise ValueError(
-                f"{config.data} holds samples of shape {samples.shape[1:]}, but the "
-                f"model's are {network.sample_shape}."
+        Raises:
+            ValueError: for data or blocks that do not fit the model.
+            OSError: if the output cannot be written, or the directory is occupied.
+        """
+        samples, labels = _read_data(self.data)
+        checkpoint = self.model.open()
+        description = {
+            "command": "calibrate",
+            "model": self.model.describe(checkpoint),
+            "data": {"name": self.data.name, "sha256": sha256(self.data)},
+            **{n: getattr(self, n) for n in ("blocks", "num_samples", "num_levels")},
+            "seed": self.seed,
+        }
+        with RunFolder(self.out, description) as folder:
+            wanted = checkpoint.pipeline.sample_shape
+            if samples.shape[1:] != wanted:
+                raise ValueError(
+                    f"{self.data} holds samples of shape {samples.shape[1:]}, but the "
+                    f"model's are {wanted}."
+                )
+            model = checkpoint.load(self.model.resolved_precision())
+            reporter.say(checkpoint.pipeline.title)
+            features: Any = None
+            if self.blocks is not None:
+                features = ("cfg", *((b,) for b in self.blocks))
+            levels = float(np.std(samples)) * np.geomspace(0.01, 20.0, self.num_levels)
+            with reporter.task("calibration", 24) as task:
+                found = gg.calibrate(
+                    model,
+                    (samples, labels),
+                    jax.random.key(self.seed),
+                    features=features,
+                    sigmas=levels,
+                    num_samples=self.num_samples,
+                    batch_size=self.batch_size,
+                    progress=lambda done, total: task.move_to(done),
+                )
+            found.save(folder.path / "calibration.json")
+            ranking = ranked_shares(found)
+            with plt.rc_context(FIGURE_SETTINGS):  # type: ignore[arg-type]
+                figure = calibration_figure(found, ranking)
+                figure.savefig(folder.path / "calibration.png")
+                plt.close(figure)
+            for entry in ranking[:5]:
+                reporter.say(
+                    f"  {entry['feature']}: removes {100 * entry['share']:.3g} % "
+                    f"± {100 * entry['share_standard_error']:.2g} % of the squared "
+                    f"error"
+                )
+            folder.record(
+                {
+                    "squared_error": found.total_error(),
+                    "ranking": ranking,
+                    "machine": machine(),
+                }
             )
-        features: Any = None
-        if config.blocks is not None:
-            features = ("cfg", *((b,) for b in config.blocks))
-        levels = float(np.std(samples)) * np.geomspace(0.01, 20.0, config.num_levels)
-        with reporter.task("calibration", 24) as task:
-            found = gg.calibrate(
-                network,
-                (samples, labels),
-                jax.random.key(config.seed),
-                features=features,
-                sigmas=levels,
-                num_samples=config.num_samples,
-                batch_size=config.batch_size,
-                progress=lambda done, total: task.move_to(done),
-            )
-        found.save(folder.path / "calibration.json")
-        ranking = ranked_shares(found)
-        with plt.rc_context(FIGURE_SETTINGS):  # type: ignore[arg-type]
-            figure = calibration_figure(found, ranking)
-            figure.savefig(folder.path / "calibration.png")
-            plt.close(figure)
-        for entry in ranking[:5]:
-            reporter.say(
-                f"  {entry['feature']}: removes {100 * entry['share']:.3g} % "
-                f"± {100 * entry['share_standard_error']:.2g} % of the squared error"
-            )
-        return folder.finish(
-            {
-                "squared_error": found.total_error(),
-                "ranking": ranking,
-                "machine": machine(),
-            }
-        )
+        return folder.files()
 
 
 def ranked_shares(found: gg.Calibration) -> list[dict[str, Any]]:
@@ -181,19 +188,6 @@ def _draw_shares(axes: Axes, ranking: list[dict[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.axvline(0.0, color=TRUTH, linewidth=0.8)
     axes.set_xlabel("squared error that each alone removes, % of the whole")
-
-
-def _describe(config: Calibrate) -> dict[str, Any]:
-    fields = dataclasses.asdict(config)
-    fields.pop("out")
-    fields.pop("batch_size")
-    return {
-        "command": "calibrate",
-        **fields,
-        "model": config.model.describe(),
-        "data": str(config.data),
-        "data_sha256": fingerprint(config.data),
-    }
 
 
 def _read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:

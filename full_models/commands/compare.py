@@ -10,15 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from full_models.commands.describe import describe, model_line, speed_line
-from full_models.commands.drawing import (
-    draw,
-    load_decoder,
-    machine,
+from full_models.commands.options import (
+    DrawOptions,
+    GuidanceOptions,
+    ModelOptions,
+    Run,
 )
-from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
+from full_models.commands.sample import draw, results
 from full_models.generation.run_folder import RunFolder
-from full_models.models.dit.labels import label_name
 from gmm_guidance._runtime.reporter import Reporter
 
 _INCHES = 1.1  # of one image
@@ -31,60 +30,41 @@ class Compare:
     model: ModelOptions
     out: Path
     """Output directory; absent or empty."""
-    vae: Path | None = None
-    """Folder or file of the VAE (diffusers). Without it latents stay latents."""
     draw: DrawOptions = DrawOptions(num=6)
     guidance: GuidanceOptions = GuidanceOptions()
 
-
-def compare(config: Compare, reporter: Reporter) -> list[Path]:
-    """Run the command; returns the files. Raises as ``sample`` does."""
-    with RunFolder(config.out, describe(config)) as folder:
-        mesh = config.draw.build_mesh()
-        network = config.model.load(mesh)
-        learned = config.draw.uses_learned_variance(network)
-        labels = config.draw.chosen_labels(network)
-        decoder = load_decoder(config.vae, network)
-        reporter.say(model_line(network))
-        without_s2 = dataclasses.replace(config.guidance, s2_scale=0.0)
-        rules = {
-            "no guidance": gg.Unguided(),
-            f"CFG {config.guidance.cfg_scale:g}": without_s2.rule(network, learned),
-            f"S² {config.guidance.s2_scale:g}": config.guidance.rule(network, learned),
-        }
-        drawn = {
-            name: draw(name, network, decoder, rule, config.draw, mesh, reporter)
-            for name, rule in rules.items()
-        }
-        for name, d in drawn.items():
-            reporter.say(f"{name}: {speed_line(d)}")
-        images = {n: d.images for n, d in drawn.items() if d.images is not None}
-        arrays = {_key(name): d.samples for name, d in drawn.items()}
-        arrays |= {f"{_key(name)}_images": array for name, array in images.items()}
-        np.savez(
-            folder.path / "samples.npz", allow_pickle=False, labels=labels, **arrays
-        )
-        if images:
-            passes = {name: d.passes_per_image for name, d in drawn.items()}
-            names = [label_name(int(i), network.num_labels) for i in labels]
-            figure = comparison_figure(images, passes, names)
-            figure.savefig(folder.path / "compare.png", dpi=200)
-            plt.close(figure)
-        return folder.finish(
-            {
-                "network": dataclasses.asdict(network.config),
-                "labels": labels.tolist(),
-                "rules": {
-                    name: {
-                        "seconds": d.seconds,
-                        "images_per_second": d.images_per_second,
-                        "passes_per_image": d.passes_per_image,
-                    }
-                    for name, d in drawn.items()
-                },
-                "machine": machine(),
+    def run(self, reporter: Reporter) -> list[Path]:
+        """Draw all rules; returns the files. Raises as ``sample``."""
+        run = Run.of(self.model, self.draw, self.guidance)
+        cfg = dataclasses.replace(run.guidance, s2_scale=0.0)
+        with RunFolder(self.out, {"command": "compare", **run.describe()}) as folder:
+            loaded = run.load()
+            depth = loaded.model.num_blocks
+            labels = run.labels(loaded.model)
+            reporter.say(run.pipeline.title)
+            rules = {
+                ("unguided", "no guidance"): gg.Unguided(),
+                ("cfg", f"CFG {cfg.cfg_scale:g}"): dataclasses.replace(
+                    run, guidance=cfg
+                ).rule(depth),
+                ("s2", f"S² {run.guidance.s2_scale:g}"): run.rule(depth),
             }
-        )
+            arrays, images, passes, numbers = {"labels": labels}, {}, {}, {}
+            for (key, title), rule in rules.items():
+                drawn = draw(title, run, loaded, rule, reporter)
+                reporter.say(f"{title}: {drawn.speed()}")
+                arrays[key], numbers[title] = drawn.samples, drawn.numbers()
+                passes[title] = drawn.passes_per_image
+                if drawn.images is not None:
+                    arrays[f"{key}_images"] = images[title] = drawn.images
+            np.savez(folder.path / "samples.npz", allow_pickle=False, **arrays)
+            if images:
+                names = [run.pipeline.label_name(int(label)) for label in labels]
+                figure = comparison_figure(images, passes, names)
+                figure.savefig(folder.path / "compare.png", dpi=200)
+                plt.close(figure)
+            folder.record({**results(run, labels), "rules": numbers})
+        return folder.files()
 
 
 def comparison_figure(
@@ -107,13 +87,8 @@ def comparison_figure(
     )
     for row, (name, pictures) in zip(axes, images.items(), strict=True):
         for axis, image in zip(row, pictures, strict=True):
-            grey = image.shape[-1] == 1
-            axis.imshow(
-                image[..., 0] if grey else image,
-                cmap="gray" if grey else None,
-                vmin=0,
-                vmax=255,
-            )
+            # Gray images have one channel, which the color map shows.
+            axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, **_GRAY)
             axis.set(xticks=[], yticks=[])
         text = f"{name}\n{passes[name]:.0f} passes"
         row[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
@@ -122,6 +97,4 @@ def comparison_figure(
     return figure
 
 
-def _key(name: str) -> str:
-    """A rule's name as the name of an array."""
-    return name.split(" ")[0].replace("S²", "s2").lower().replace("no", "unguided")
+_GRAY = {"cmap": "gray", "vmin": 0, "vmax": 255}

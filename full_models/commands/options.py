@@ -1,55 +1,55 @@
-"""Options that several commands share, and what they amount to."""
+"""Options that several commands share, and the run that they describe."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import numpy as np
+import tyro
 from jax.sharding import Mesh
 
 import gmm_guidance as gg
-from full_models.generation.fingerprint import fingerprint
-from full_models.models.dit.labels import labels_of
-from full_models.models.dit.network import DiT, WithVariance
-from full_models.weights.load import load_weights
-from gmm_guidance.guidance.rule import expected_passes
+from full_models.generation.labels import choose_labels
+from full_models.generation.sampler import MeshSampler
+from full_models.models.autoencoder import load_autoencoder
+from full_models.models.family import Pipeline
+from full_models.weights.load import Checkpoint, open_checkpoint
+from gmm_guidance._runtime.files import sha256
 
 SolverName = Literal["euler", "heun", "dpmpp_2m", "ancestral"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Options = TypeVar("Options")
+_OfModel = tyro.conf.arg(help_behavior_hint="(default: the model's)")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """Which network, and how it is computed."""
+    """The model and its precision."""
 
     weights: Path
-    """Checkpoint: a .pt of DiT or SiT, a diffusers folder, or our own format."""
+    """Checkpoint: a .pt file of DiT or SiT, a folder of diffusers, or one of
+    export_weights."""
     model: str | None = None
-    """Its name, DiT-XL/2 or SiT-B/4 say; needed for .pt files, checked for others."""
+    """Name of the published model, such as DiT-XL/2 or SiT-B/4; required where the
+    weights do not tell, as .pt files of DiT and SiT."""
     precision: Precision = "auto"
-    """Of matrix products and weights: bfloat16 on accelerators, float32 on a CPU."""
+    """Type of matrix products and weights; auto is bfloat16 on accelerators and float32
+    on a CPU."""
 
-    def load(self, mesh: Mesh | None = None) -> DiT:
-        """The network, on the devices of a mesh if one is given."""
-        narrow = self.resolved_precision() == "bfloat16"
-        precision: Any = "bfloat16" if narrow else "float32"
-        return load_weights(
-            self.weights,
-            self.model,
-            dtype=precision,
-            compute_dtype=precision,
-            mesh=mesh,
-        )
+    def open(self) -> Checkpoint:
+        """The checkpoint and its model; no tensor is read."""
+        precision: Any = self.resolved_precision()
+        return open_checkpoint(self.weights, self.model, compute_dtype=precision)
 
-    def describe(self) -> dict[str, Any]:
-        """What the network's values depend on."""
+    def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What the values of the model depend on."""
         return {
-            "model": self.model,
             "weights": self.weights.name,
-            "weights_sha256": fingerprint(self.weights),
+            "weights_sha256": checkpoint.sha256(),
+            "config": dataclasses.asdict(checkpoint.config),
             "precision": self.resolved_precision(),
         }
 
@@ -62,128 +62,220 @@ class ModelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DrawOptions:
-    """What is drawn, and how."""
+    """The samples and their computation."""
 
-    labels: str = "207,360"
+    labels: Annotated[str | None, _OfModel] = None
     """Classes by number or ImageNet name, taken in turn; or all, or random."""
     num: int = 16
-    """Number of images."""
-    steps: int = 50
-    """Steps of the solver."""
-    solver: SolverName = "euler"
-    """euler is DDIM; ancestral is DDPM with the learned variance (DiT only)."""
+    """Number of samples."""
+    steps: Annotated[int | None, _OfModel] = None
+    """Number of steps of the solver."""
+    solver: Annotated[SolverName | None, _OfModel] = None
+    """Solver; euler is DDIM, ancestral is DDPM with the learned variance (DiT)."""
     seed: int = 0
-    """Of the noise and of the dropped blocks."""
+    """Random seed of the noise and the dropped blocks."""
     batch_size: int = 8
-    """Images at once on each device."""
+    """Number of samples that each device computes at once."""
     mesh: str = "data=0"
-    """Devices that divide the images (data; 0: all), the weights of each block (fsdp)
-    and its matrix products (tensor): data=4,fsdp=2, say."""
+    """Devices that divide the samples (data; 0: all), the weights of each block (fsdp)
+    and its matrix products (tensor), such as data=4,fsdp=2."""
+    vae: Path | None = None
+    """Folder or file of the autoencoder (diffusers) that decodes latents to images;
+    none keeps latents."""
 
     def __post_init__(self):
         for name in ("num", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         gg.MeshConfig.parse(self.mesh)
-
-    def build_mesh(self) -> Mesh:
-        """The devices.
-
-        Raises:
-            ValueError: if there are more or fewer than the mesh has.
-        """
-        return gg.MeshConfig.parse(self.mesh).build()
-
-    def chosen_labels(self, network: DiT) -> np.ndarray:
-        """The label of each image, ``[num]``."""
-        return labels_of(self.labels, self.num, network.num_labels, self.seed)
-
-    def schedule(self, network: DiT) -> Any:
-        """Steps of the network's own process."""
-        if network.config.process == "flow":
-            return gg.FlowSteps(self.steps)
-        spacing: Any = "linspace" if self.solver == "ancestral" else "trailing"
-        return gg.DDPMSteps(self.steps, spacing=spacing)
-
-    def solver_for(self, network: DiT) -> Any:
-        """The solver; the ancestral one with the variance that the network has.
-
-        Raises:
-            ValueError: for the ancestral solver of a flow.
-        """
-        if self.solver != "ancestral":
-            return self.solver
-        if network.config.process == "flow":
-            raise ValueError(
-                "the ancestral solver is of DDPM chains (DiT), got a flow (SiT); use "
-                "euler, heun or dpmpp_2m."
-            )
-        return gg.Ancestral("learned" if network.config.learn_sigma else "posterior")
-
-    def drawn_model(self, network: DiT) -> Any:
-        """The network, with its variance where the solver uses it."""
-        learned = self.uses_learned_variance(network)
-        return WithVariance(network) if learned else network
-
-    def uses_learned_variance(self, network: DiT) -> bool:
-        """Whether the model's output holds variance channels in this run."""
-        solver = self.solver_for(network)
-        return isinstance(solver, gg.Ancestral) and solver.variance == "learned"
 
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceOptions:
     """S²-Guidance on top of classifier-free guidance."""
 
-    cfg_scale: float = 4.0
-    """Total scale of CFG; 1 is off."""
-    s2_scale: float = 0.25
-    """Weight of the S² term; 0 is off, and costs nothing then."""
+    cfg_scale: Annotated[float | None, _OfModel] = None
+    """Total CFG scale; 1 is off."""
+    s2_scale: Annotated[float | None, _OfModel] = None
+    """Weight of the S² term; 0 is off and saves its passes."""
     num_dropped: int = 1
-    """Blocks dropped in each weak pass."""
+    """Number of blocks dropped in each weak pass."""
     num_masks: int = 1
-    """Weak passes in each step; more than one is Naive S²."""
-    window: tuple[float, float] = (0.1, 0.9)
-    """Shares of the steps between which the S² term acts."""
+    """Number of weak passes in each step; more than one is Naive S²."""
+    window: Annotated[tuple[float, float] | None, _OfModel] = None
+    """Fractions of the steps between which the S² term acts."""
     guided_channels: int | None = None
-    """Guide only the first channels: 3 repeats published DiT/SiT samples. All else."""
+    """Number of channels that are guided, from the first; 3 reproduces the published
+    samples of DiT and SiT. All by default."""
 
-    def rule(self, network: DiT, learned_variance: bool = False) -> gg.GuidanceRule:
-        """The rule for a network; channels beyond the sample's are never guided."""
-        if self.s2_scale == 0:
-            inner: gg.GuidanceRule = gg.CFG(self.cfg_scale)
-        else:
-            inner = gg.S2Guidance(
-                self.cfg_scale,
-                self.s2_scale,
-                num_dropped=self.num_dropped,
-                num_masks=self.num_masks,
-                window=self.window,
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A model and how it is sampled: options completed by the defaults of the model.
+
+    Attributes:
+        checkpoint: the model.
+        model: its options.
+        draw: the samples, complete.
+        guidance: the guidance, complete.
+    """
+
+    checkpoint: Checkpoint
+    model: ModelOptions
+    draw: DrawOptions
+    guidance: GuidanceOptions
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelOptions,
+        draw: DrawOptions,
+        guidance: GuidanceOptions,
+        checkpoint: Checkpoint | None = None,
+    ) -> Run:
+        """The run of options; reads no tensor. Raises as ``load_weights``."""
+        checkpoint = checkpoint or model.open()
+        run = cls(checkpoint, model, draw, guidance)
+        defaults = run.pipeline.defaults._asdict()
+        return dataclasses.replace(
+            run,
+            draw=_completed(draw, defaults),
+            guidance=_completed(guidance, defaults),
+        )
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline of the model."""
+        return self.checkpoint.pipeline
+
+    @property
+    def solver(self) -> Any:
+        """The solver."""
+        name: Any = self.draw.solver
+        return self.pipeline.solver(name)
+
+    @property
+    def schedule(self) -> Any:
+        """The noise levels."""
+        steps: Any = self.draw.steps
+        return self.pipeline.schedule(steps, self.solver)
+
+    def describe(self) -> dict[str, Any]:
+        """What the samples depend on; files by their content."""
+        draw = dataclasses.asdict(self.draw)
+        for name in ("batch_size", "mesh"):  # nothing but last bits depends on them
+            del draw[name]
+        if self.draw.vae is not None:
+            vae = self.draw.vae
+            draw["vae"] = {"name": vae.name, "sha256": sha256(vae)}
+        return {
+            "model": self.model.describe(self.checkpoint),
+            "draw": draw,
+            "guidance": dataclasses.asdict(self.guidance),
+        }
+
+    def load(self) -> Loaded:
+        """Load the model and the decoder onto the mesh.
+
+        Raises:
+            ValueError: if there are fewer or more devices than the mesh has, or if the
+                decoder is for other latents.
+        """
+        mesh = gg.MeshConfig.parse(self.draw.mesh).build()
+        model = self.checkpoint.load(self.model.resolved_precision(), mesh)
+        if self.draw.vae is None:
+            return Loaded(mesh, model, None)
+        decoder = load_autoencoder(self.draw.vae)
+        wanted, found = self.pipeline.sample_shape[-1], decoder.config.latent_channels
+        if wanted != found:
+            raise ValueError(
+                f"the autoencoder decodes latents of {found} channels, but the model "
+                f"draws {wanted}; check --vae."
             )
-            # The whole stack is known here: a law that cannot hold is an error at once.
-            gg.FixedCount(self.num_dropped, (0,)).check(network.num_blocks)
-        return self.on_channels(inner, network, learned_variance)
+        return Loaded(mesh, model, decoder)
 
-    def on_channels(
-        self, rule: gg.GuidanceRule, network: DiT, learned_variance: bool
-    ) -> gg.GuidanceRule:
-        """A rule on the channels that are to be guided."""
-        channels = network.config.in_channels
-        guided = channels if self.guided_channels is None else self.guided_channels
+    def labels(self, model: Any) -> np.ndarray:
+        """The label of each sample, ``[num]``."""
+        text: Any = self.draw.labels
+        return choose_labels(
+            text,
+            self.draw.num,
+            model.num_labels,
+            self.draw.seed,
+            self.pipeline.label_of,
+        )
+
+    def rule(self, num_blocks: int) -> gg.GuidanceRule:
+        """The guidance rule, checked against the depth of the model."""
+        options: Any = self.guidance
+        if options.s2_scale == 0:
+            return self.on_channels(gg.CFG(options.cfg_scale))
+        rule = gg.S2Guidance(
+            options.cfg_scale,
+            options.s2_scale,
+            num_dropped=options.num_dropped,
+            num_masks=options.num_masks,
+            window=options.window,
+        )
+        # The whole stack is known here: too many blocks are an error at once.
+        gg.FixedCount(options.num_dropped, (0,)).check(num_blocks)
+        return self.on_channels(rule)
+
+    def on_channels(self, rule: gg.GuidanceRule) -> gg.GuidanceRule:
+        """A rule on the channels that are guided, never those of a variance."""
+        channels = self.pipeline.sample_shape[-1]
+        asked = self.guidance.guided_channels
+        guided = channels if asked is None else asked
         if not 1 <= guided <= channels:
             raise ValueError(
                 f"guided_channels must be in 1..{channels} for this model, got "
                 f"{guided}."
             )
-        if guided == channels and not learned_variance:
+        learned = isinstance(self.solver, gg.Ancestral)
+        if guided == channels and not (learned and self.solver.variance == "learned"):
             return rule
         return gg.GuidedChannels(rule, guided)
 
+    def passes(self, rule: gg.GuidanceRule, num_blocks: int) -> float:
+        """Expected forward passes for each sample."""
+        cost = gg.expected_cost(rule, self.schedule, num_blocks, solver=self.solver)
+        return cost.shared
 
-def num_rows(rule: gg.GuidanceRule, network: DiT) -> int:
-    """Most distinct passes of the rule at once."""
-    passes = expected_passes(rule, network.num_blocks, label=object())
-    full = {id(p.label) for p in passes if p.drop is None}
-    return len(full) + sum(p.drop is not None for p in passes)
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model on its devices.
+
+    Attributes:
+        mesh: the devices.
+        model: the model.
+        decoder: decoder of an autoencoder, or ``None``.
+    """
+
+    mesh: Mesh
+    model: Any
+    decoder: Any
+
+    def sampler(self, run: Run, rule: gg.GuidanceRule, batch_size: int) -> MeshSampler:
+        """A sampler of a run under a rule. Raises as ``MeshSampler``."""
+        return MeshSampler(
+            run.pipeline.denoiser(self.model, run.solver),
+            self.mesh,
+            key=jax.random.key(run.draw.seed),
+            guidance=rule,
+            schedule=run.schedule,
+            solver=run.solver,
+            batch_size=batch_size,
+            decoder=self.decoder,
+        )
+
+
+def _completed(options: Options, defaults: dict[str, Any]) -> Options:
+    """The options with the defaults of a model in place of ``None``."""
+    missing = {
+        name: value
+        for name, value in defaults.items()
+        if getattr(options, name, ...) is None
+    }
+    return dataclasses.replace(options, **missing)  # type: ignore[type-var]

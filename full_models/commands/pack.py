@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from full_models.generation.pack import PackLayout, complete_plan, pack
+from full_models.generation.pack import PackLayout, complete_set, pack
 from gmm_guidance._runtime.reporter import Reporter
 
 
@@ -13,16 +13,16 @@ from gmm_guidance._runtime.reporter import Reporter
 class Pack:
     """Write a generated set as the one .npz that FID evaluators read, or as images."""
 
-    run: Path
+    set: Path
     """Directory of full-models generate, complete."""
     out: Path | None = None
-    """Folder for the result; the run's own by default."""
+    """Folder for the result; that of the set by default."""
     layout: PackLayout = "npz"
-    """npz: samples_<n>x<H>x<W>x3.npz; folder: images/<index>.png; by-label:
-    images/<label>/<index>.png."""
+    """Layout: npz is samples_<n>x<H>x<W>x3.npz, folder is images/<index>.png, by-label
+    is images/<label>/<index>.png."""
 
-
-def run_pack(config: Pack, reporter: Reporter) -> list[Path]:
-    """Run the command; returns the file or folder. Raises as ``pack``."""
-    with reporter.task("packing", complete_plan(config.run).num) as task:
-        return [pack(config.run, config.out or config.run, config.layout, task.move_to)]
+    def run(self, reporter: Reporter) -> list[Path]:
+        """Pack the set; returns the file or folder. Raises as ``pack``."""
+        with reporter.task("packing", complete_set(self.set).num) as task:
+            out = self.out or self.set
+            return [pack(self.set, out, self.layout, task.move_to)]

@@ -1,80 +1,154 @@
-"""``full-models sample``: images of a DiT or SiT under S²-Guidance."""
+"""``full-models sample``: some images of a model under S²-Guidance."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 
-from full_models.commands.describe import describe, model_line, speed_line
-from full_models.commands.drawing import draw, load_decoder
-from full_models.commands.generate import Generate
-from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
-from full_models.commands.outputs import results, write_samples
-from full_models.commands.sample_together import sample_together
-from full_models.generation.processes import ProcessOptions
-from full_models.generation.run_folder import RunFolder
+import gmm_guidance as gg
+from full_models.commands.options import (
+    DrawOptions,
+    GuidanceOptions,
+    Loaded,
+    ModelOptions,
+    Run,
+)
+from full_models.generation.images import grid_columns, make_grid, save_png
+from full_models.generation.run_folder import RunFolder, machine
+from full_models.generation.sampler import Batch
 from gmm_guidance._runtime.reporter import Reporter
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Draw images of a DiT or SiT: a grid, single PNGs, samples.npz and run.json."""
+    """Draw images: a grid, single PNG files, samples.npz and run.json."""
 
     model: ModelOptions
     out: Path
     """Output directory; absent or empty."""
-    vae: Path | None = None
-    """Folder or file of the VAE (diffusers). Without it latents stay latents."""
     draw: DrawOptions = DrawOptions()
     guidance: GuidanceOptions = GuidanceOptions()
-    processes: ProcessOptions = ProcessOptions()
+
+    def run(self, reporter: Reporter) -> list[Path]:
+        """Draw and write the images; returns the files.
+
+        Raises:
+            ValueError: for weights, labels or options that do not fit the model.
+            OSError: if the output cannot be written, or the directory is occupied.
+            MemoryError: if the batch does not fit.
+        """
+        run = Run.of(self.model, self.draw, self.guidance)
+        with RunFolder(self.out, {"command": "sample", **run.describe()}) as folder:
+            loaded = run.load()
+            labels = run.labels(loaded.model)
+            reporter.say(
+                f"{run.pipeline.title}; {len(labels)} images, {run.draw.steps} steps "
+                f"of {run.draw.solver}"
+            )
+            drawn = draw("sampling", run, loaded, None, reporter)
+            reporter.say(drawn.speed())
+            _write(folder.path, drawn, labels)
+            folder.record({**results(run, labels), **drawn.numbers()})
+        return folder.files()
 
 
-def sample(config: Sample, reporter: Reporter) -> list[Path]:
-    """Run the command; returns the files.
+class Drawn(NamedTuple):
+    """Samples of one rule.
+
+    Attributes:
+        samples: as the model has them, float32 ``[n, H, W, C]``.
+        images: bytes ``[n, H', W', 3 or 1]``; ``None`` for latents without a decoder.
+        seconds: wall time of sampling, with compilation.
+        images_per_second: without compilation.
+        passes_per_image: expected forward passes of the network.
+    """
+
+    samples: np.ndarray
+    images: np.ndarray | None
+    seconds: float
+    images_per_second: float
+    passes_per_image: float
+
+    def numbers(self) -> dict[str, float]:
+        """Times and passes, for the record."""
+        names = ("seconds", "images_per_second", "passes_per_image")
+        return {name: getattr(self, name) for name in names}
+
+    def speed(self) -> str:
+        """Times and passes, for the terminal."""
+        return (
+            f"{len(self.samples)} images in {self.seconds:.1f} s with compilation, "
+            f"{self.images_per_second:.3g} images/s without, "
+            f"{self.passes_per_image:.1f} passes each"
+        )
+
+
+def draw(
+    name: str,
+    run: Run,
+    loaded: Loaded,
+    rule: gg.GuidanceRule | None,
+    reporter: Reporter,
+) -> Drawn:
+    """Draw the samples of a run, with progress.
+
+    Args:
+        name: of the task.
+        run: the run.
+        loaded: its model.
+        rule: the guidance rule; that of the run by default.
+        reporter: shows the progress.
 
     Raises:
-        ValueError: for weights, labels or options that do not fit the model.
-        OSError: if the output cannot be written, or the directory is occupied.
         MemoryError: if the batch does not fit.
-        LostProcess: if another process of the run has ended.
     """
-    description = describe(config)
-    if jax.process_count() > 1:
-        size = min(config.draw.batch_size, config.draw.num)
-        command = Generate(
-            model=config.model,
-            out=config.out.with_name(f"{config.out.name}.shards"),
-            vae=config.vae,
-            # As alone: no larger than the images are many.
-            draw=dataclasses.replace(config.draw, batch_size=size),
-            guidance=config.guidance,
-            keep_latents=True,
-            resume=True,
-            processes=config.processes,
-        )
-        return sample_together(command, config.out, description, reporter)
-    with RunFolder(config.out, description) as folder:
-        mesh = config.draw.build_mesh()
-        network = config.model.load(mesh)
-        learned = config.draw.uses_learned_variance(network)
-        rule = config.guidance.rule(network, learned)
-        labels = config.draw.chosen_labels(network)
-        decoder = load_decoder(config.vae, network)
-        reporter.say(
-            f"{model_line(network)}; {len(labels)} images, "
-            f"{config.draw.steps} steps of {config.draw.solver}"
-        )
-        drawn = draw("sampling", network, decoder, rule, config.draw, mesh, reporter)
-        write_samples(folder.path, drawn.samples, drawn.images, labels)
-        reporter.say(speed_line(drawn))
-        return folder.finish(
-            {
-                **results(network, labels),
-                "seconds": drawn.seconds,
-                "images_per_second": drawn.images_per_second,
-                "passes_per_image": drawn.passes_per_image,
-            }
-        )
+    num_blocks = loaded.model.num_blocks
+    rule = rule or run.rule(num_blocks)
+    labels, num = run.labels(loaded.model), run.draw.num
+    batches: list[Batch] = []
+    begun = time.monotonic()
+    with reporter.task(name, num) as task:
+        task.detail("compiling")
+        # Not by the number of devices: what one computes together decides last bits.
+        sampler = loaded.sampler(run, rule, min(run.draw.batch_size, num))
+        compiled = time.monotonic()
+        for start in range(0, num, sampler.samples_at_once):
+            stop = min(start + sampler.samples_at_once, num)
+            batches.append(sampler.draw(np.arange(start, stop), labels[start:stop]))
+            speed = stop / max(time.monotonic() - compiled, 1e-9)
+            task.move_to(stop, f"{speed:.3g} images/s")
+    images = [b.images for b in batches if b.images is not None]
+    return Drawn(
+        np.concatenate([b.samples for b in batches]),
+        np.concatenate(images) if images else None,
+        time.monotonic() - begun,
+        speed,
+        run.passes(rule, num_blocks),
+    )
+
+
+def results(run: Run, labels: np.ndarray) -> dict[str, Any]:
+    """What ``run.json`` says of any drawing besides its description."""
+    return {
+        "labels": labels.tolist(),
+        "label_names": [run.pipeline.label_name(int(label)) for label in labels],
+        "machine": machine(),
+    }
+
+
+def _write(folder: Path, drawn: Drawn, labels: np.ndarray) -> None:
+    """``samples.npz``; with images also a grid and single files."""
+    arrays = {"samples": drawn.samples, "labels": labels}
+    if drawn.images is not None:
+        # The key that the evaluators of the field read.
+        arrays = {"arr_0": drawn.images, **arrays}
+        columns = grid_columns(len(labels), len(set(labels.tolist())))
+        save_png(folder / "grid.png", make_grid(drawn.images, columns))
+        (folder / "images").mkdir()
+        for index, (image, label) in enumerate(zip(drawn.images, labels, strict=True)):
+            save_png(folder / "images" / f"{index:06d}-{label}.png", image)
+    np.savez(folder / "samples.npz", allow_pickle=False, **arrays)

@@ -11,7 +11,6 @@ from typing import Any
 from rich.table import Table
 
 import gmm_guidance as gg
-from full_models.generation.fingerprint import fingerprint
 from full_models.statistics import (
     extract_features,
     load_callable,
@@ -21,7 +20,7 @@ from full_models.statistics import (
     save_features,
 )
 from full_models.statistics.measure import STATISTICS
-from gmm_guidance._runtime.files import jsonable, write_text
+from gmm_guidance._runtime.files import jsonable, sha256, write_text
 from gmm_guidance._runtime.reporter import Reporter
 
 _TITLES = {name: name.replace("_", " ") for name in STATISTICS} | {
@@ -32,88 +31,86 @@ _CALCULATIONS = 4  # of ``measure``, of which some give two numbers
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Extract features of images with a function of your own, for "statistics"."""
+    """Extract features of images with a custom function, for "statistics"."""
 
     images: Path
-    """.npz with "arr_0", uint8 [n, H, W, 3], as "sample" writes it; or a folder of PNG
-    and JPEG files."""
+    """Images: an .npz file with "arr_0", uint8 [n, H, W, 3], as "sample" writes it; or
+    a folder of PNG and JPEG files."""
     using: str
-    """package.module:function; takes uint8 images [n, H, W, 3] and returns features
-    [n, d], or a pair of these and logits [n, classes]. The module must be installed or
-    on PYTHONPATH."""
+    """Function, as package.module:function, of uint8 images [n, H, W, 3]; it returns
+    features [n, d], or a pair of these and logits [n, classes]. The module must be
+    installed or on PYTHONPATH."""
     out: Path
-    """The .npz file of features; replaced if it is there."""
+    """Output file (.npz) of the features; replaced if it exists."""
     batch_size: int = 64
-    """Images at once."""
+    """Number of images in a batch."""
+
+    def run(self, reporter: Reporter) -> list[Path]:
+        """Extract the features; returns the file.
+
+        Raises:
+            ValueError: for images, a function or an output path that will not do.
+            ImportError: if the function cannot be found.
+            OSError: if a file cannot be read or written.
+        """
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        if self.out.suffix != ".npz":
+            raise ValueError(f"out must be a file ending in .npz, got {self.out}.")
+        _check_writable(self.out)
+        images = open_images(self.images)
+        function = load_callable(self.using)
+        with reporter.task("features", images.count) as task:
+            found = extract_features(
+                function, images.batches(self.batch_size), progress=task.move_to
+            )
+        also = "" if found.logits is None else f", logits of {found.logits.shape[1]}"
+        reporter.say(f"{found.count} images, features of {found.dim} dimensions{also}")
+        return [save_features(self.out, found)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Fréchet distance, precision, recall, density, coverage and inception score."""
+    """Compute Fréchet distance, precision, recall, coverage and the like."""
 
     features: Path
-    """.npz of the generated images' features: "features" [n, d], perhaps "logits" or
-    "probabilities" [n, classes]."""
+    """Features (.npz) of the generated images: "features" [n, d], perhaps "logits"
+    or "probabilities" [n, classes]."""
     reference: Path
-    """.npz of real images' features; or of their moments "mu" and "sigma" alone, which
-    do for the Fréchet distance."""
+    """Features (.npz) of real images; or their moments "mu" and "sigma" alone, enough
+    for the Fréchet distance."""
     out: Path | None = None
-    """JSON file of the numbers; replaced if it is there."""
+    """Output file (JSON) of the statistics; replaced if it exists."""
     nearest: int = 5
-    """Nearest neighbours of precision, recall, density and coverage."""
+    """Number of nearest neighbors for precision, recall, density and coverage."""
     splits: int = 10
-    """Parts of the inception score."""
+    """Number of parts over which the inception score is averaged."""
 
+    def run(self, reporter: Reporter) -> list[Path]:
+        """Compute the statistics; returns the file, if one was asked for.
 
-def extract(config: Features, reporter: Reporter) -> list[Path]:
-    """Run ``features``; returns the file.
-
-    Raises:
-        ValueError: for images, a function or an output path that will not do.
-        ImportError: if the function cannot be found.
-        OSError: if a file cannot be read or written.
-    """
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}.")
-    if config.out.suffix != ".npz":
-        raise ValueError(f"out must be a file ending in .npz, got {config.out}.")
-    _check_writable(config.out)
-    images = open_images(config.images)
-    function = load_callable(config.using)
-    with reporter.task("features", images.count) as task:
-        found = extract_features(
-            function, images.batches(config.batch_size), progress=task.move_to
-        )
-    also = "" if found.logits is None else f", logits of {found.logits.shape[1]}"
-    reporter.say(f"{found.count} images, features of {found.dim} dimensions{also}")
-    return [save_features(config.out, found)]
-
-
-def statistics(config: Statistics, reporter: Reporter) -> list[Path]:
-    """Run ``statistics``; returns the file, if one was asked for.
-
-    Raises:
-        ValueError: for files that are damaged, incomplete or do not fit each other.
-        OSError: if a file cannot be read or written.
-    """
-    if config.out is not None:
-        _check_writable(config.out)
-    samples = load_features(config.features)
-    reference = load_features(config.reference)
-    with reporter.task("statistics", _CALCULATIONS) as task:
-        found = measure(
-            samples,
-            reference,
-            nearest=config.nearest,
-            splits=config.splits,
-            progress=lambda name: task.advance(detail=name),
-        )
-    reporter.console.print(_table(found))
-    for warning in found["warnings"]:
-        reporter.say(f"warning: {warning}")
-    if config.out is None:
-        return []
-    return [write_text(config.out, _record(config, found))]
+        Raises:
+            ValueError: for files that are damaged, incomplete or do not fit each other.
+            OSError: if a file cannot be read or written.
+        """
+        if self.out is not None:
+            _check_writable(self.out)
+        samples = load_features(self.features)
+        reference = load_features(self.reference)
+        with reporter.task("statistics", _CALCULATIONS) as task:
+            found = measure(
+                samples,
+                reference,
+                nearest=self.nearest,
+                splits=self.splits,
+                progress=lambda name: task.advance(detail=name),
+            )
+        reporter.console.print(_table(found))
+        for warning in found["warnings"]:
+            reporter.say(f"warning: {warning}")
+        if self.out is None:
+            return []
+        return [write_text(self.out, _record(self, found))]
 
 
 def _check_writable(path: Path) -> None:
@@ -152,12 +149,12 @@ def _amount(count: int | None) -> str:
     return "moments" if count is None else f"{count} samples"
 
 
-def _record(config: Statistics, found: dict[str, Any]) -> str:
+def _record(options: Statistics, found: dict[str, Any]) -> str:
     files = {
-        name: {"path": str(path), "sha256": fingerprint(path)}
+        name: {"path": str(path), "sha256": sha256(path)}
         for name, path in (
-            ("features", config.features),
-            ("reference", config.reference),
+            ("features", options.features),
+            ("reference", options.reference),
         )
     }
     record = {"files": files, "statistics": found, "gmm_guidance": gg.__version__}

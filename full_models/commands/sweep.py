@@ -3,144 +3,263 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
-import gmm_guidance as gg
-from full_models.commands.describe import model_line
-from full_models.commands.drawing import load_decoder
-from full_models.commands.generate import Generate, generate_with, plan_of
-from full_models.commands.options import DrawOptions, GuidanceOptions, ModelOptions
-from full_models.generation.grid import Cell, defaults_of, read_grid
-from full_models.generation.plan import check_plan, read_plan
+from full_models.commands.generate import Generate, ShardOptions
+from full_models.commands.options import (
+    DrawOptions,
+    GuidanceOptions,
+    ModelOptions,
+    Run,
+)
 from full_models.generation.processes import ProcessOptions, from_first, is_first
-from full_models.generation.run import MANIFEST
-from full_models.generation.shards import shard_record
-from full_models.models.dit.network import DiT
+from full_models.generation.shard_set import ShardSet
 from gmm_guidance._runtime.reporter import Reporter
+
+# Options of all settings: a sweep loads model and autoencoder once.
+_SHARED = ("mesh", "vae")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Generate a set for each rule and scale of a grid, passing over complete ones."""
+    """Generate a set for each setting of a grid; complete ones are skipped."""
 
     file: Path
-    """The grid (TOML): common options, and tables [[rules]] whose options may be lists:
-    cfg_scale = [1.0, 1.5, 2.0]. Options are those of generate, with underscores."""
+    """Grid (TOML): common options, and tables [[rules]] whose options may be lists,
+    such as cfg_scale = [1.0, 1.5, 2.0]. Options are those of generate, with
+    underscores."""
     out: Path
-    """Output directory: a directory of generate for each setting."""
+    """Output directory, with a directory of generate for each setting."""
     model: ModelOptions
     vae: Path | None = None
-    """Folder or file of the VAE (diffusers). Without it latents stay latents."""
+    """Folder or file of the autoencoder (diffusers) that decodes latents to images;
+    none keeps latents."""
     mesh: str = DrawOptions.mesh
-    """Devices that divide the images, the weights of each block and its products."""
+    """Devices that divide the samples, the weights of each block and its products."""
     show: bool = False
     """Only show the table of what is done."""
     processes: ProcessOptions = ProcessOptions()
 
+    def run(self, reporter: Reporter) -> list[Path]:
+        """Generate what is missing; returns the complete directories.
 
-_GUIDANCE = GuidanceOptions(guided_channels=0)
-_DRAW = DrawOptions(labels="all", num=50_000, batch_size=32)
+        Raises:
+            ValueError: for a grid or options that cannot be, before anything is
+                computed.
+            OSError: as ``generate``.
+            Interrupted: after SIGINT or SIGTERM, with all files whole.
+        """
+        settings = read_grid(self.file, _options())
+        commands = [self._command(setting) for setting in settings]
+        if not self.show:
+            self._fill(commands, reporter)
+        if is_first():
+            reporter.console.print(_table(settings, commands))
+        return [command.out for command in commands if _is_complete(command)]
+
+    def _command(self, setting: Setting) -> Generate:
+        shared = {name: getattr(self, name) for name in _SHARED}
+        default = Generate(self.model, self.out / setting.name)
+
+        def completed(options: Any) -> Any:
+            names = {field.name for field in dataclasses.fields(options)}
+            given = shared | setting.options
+            return dataclasses.replace(
+                options, **{n: v for n, v in given.items() if n in names}
+            )
+
+        return dataclasses.replace(
+            default,
+            draw=completed(default.draw),
+            guidance=completed(default.guidance),
+            shards=completed(default.shards),
+        )
+
+    def _fill(self, commands: list[Generate], reporter: Reporter) -> None:
+        checkpoint = self.model.open()
+        runs = [Run.of(c.model, c.draw, c.guidance, checkpoint) for c in commands]
+        loaded = runs[0].load()
+        if is_first():
+            reporter.say(f"{runs[0].pipeline.title}; {len(runs)} settings")
+        # A mistake in the last setting shows before the first is drawn.
+        for command, run in zip(commands, runs, strict=True):
+            run.rule(loaded.model.num_blocks)
+            shards = command.shard_set(run, loaded)
+            if command.out.is_dir():
+                shards.is_begun(resume=True)
+        for command, run in zip(commands, runs, strict=True):
+            # The same answer in each process.
+            done = is_first() and _is_complete(command)
+            if not from_first(np.array([done]))[0]:
+                command.fill(run, loaded, reporter, resume=True)
 
 
-def sweep(config: Sweep, reporter: Reporter) -> list[Path]:
-    """Run the command; returns the directories.
+class Setting(NamedTuple):
+    """One setting of a grid.
+
+    Attributes:
+        name: name of its directory: the rule, and the options that vary within it.
+        options: values by option.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+
+def read_grid(path: Path, options: dict[str, Any]) -> list[Setting]:
+    """Read the settings of a TOML file.
+
+    Its top level holds options of all settings; each table ``[[rules]]`` holds a
+    ``name`` and further options. An option may be a list of values: all combinations
+    are taken. Options whose value is itself a list (``window``) are then lists of
+    lists.
+
+    Args:
+        path: the file.
+        options: type of each option.
 
     Raises:
-        ValueError: for a grid or options that cannot be; before anything is computed.
-        OSError: as ``generate``.
-        Interrupted: after SIGINT or SIGTERM, with all files whole.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no TOML, has unknown options or values of another type,
+            lacks rules, or has two settings of one name.
     """
-    fields = defaults_of(_DRAW, _GUIDANCE)
-    fields.pop("mesh")  # of the whole sweep
-    fields |= {
-        "shard_size": 500,
-        "format": "npz",
-        "keep_latents": False,
-    }
-    cells = read_grid(config.file, fields)
-    runs = [_command(config, cell) for cell in cells]
-    if not config.show:
-        mesh = gg.MeshConfig.parse(config.mesh).build()
-        network = config.model.load(mesh)
-        decoder = load_decoder(config.vae, network)
-        if is_first():
-            reporter.say(f"{model_line(network)}; {len(runs)} settings")
-        for run in runs:  # a mistake in the last setting shows before the first
-            rule_of(run, network)
-            if run.out.is_dir():
-                check_plan(run.out, plan_of(run, network, mesh), resume=True)
-        for run in runs:
-            if not _complete_for_all(run):
-                generate_with(run, network, decoder, mesh, reporter)
-    if is_first():
-        reporter.console.print(table_of(cells, runs))
-    return [run.out for run in runs if _is_complete(run)]
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}.")
+    try:
+        common = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be TOML: {error}.") from error
+    rules = common.pop("rules", None)
+    if not isinstance(rules, list) or not rules:
+        raise ValueError(
+            f"{path} must have at least one table [[rules]] with a name and scales."
+        )
+    settings: list[Setting] = []
+    for rule in rules:
+        name = rule.pop("name", None) if isinstance(rule, dict) else None
+        if not (isinstance(name, str) and name.replace("-", "").isalnum()):
+            raise ValueError(
+                f"each [[rules]] of {path} needs a name of letters, digits and "
+                f"hyphens, got {name!r}."
+            )
+        settings += _combinations(path, name, common | rule, options)
+    names = [setting.name for setting in settings]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"each setting of {path} must have its own name, but "
+            f"{', '.join(twice[:3])} occurs more than once; name the rules differently."
+        )
+    return settings
 
 
-def rule_of(run: Generate, network: DiT) -> gg.GuidanceRule:
-    """The rule of a setting, checked against the network."""
-    run.draw.chosen_labels(network)
-    return run.guidance.rule(network, run.draw.uses_learned_variance(network))
+def _combinations(
+    path: Path, name: str, given: dict[str, Any], options: dict[str, Any]
+) -> Iterator[Setting]:
+    unknown = sorted(given.keys() - options.keys())
+    if unknown:
+        raise ValueError(
+            f"{path} has unknown options {', '.join(unknown)}; there are "
+            f"{', '.join(sorted(options))}."
+        )
+    values = {}
+    for key, value in given.items():
+        found = [_converted(value, options[key])]
+        if found == [None] and isinstance(value, list):
+            found = [_converted(v, options[key]) for v in value]
+        values[key] = found
+        if not found or None in found:
+            raise ValueError(
+                f"{path}: {key} must be {_spelled(options[key])}, or a list of them, "
+                f"got {value!r}."
+            )
+    varied = [key for key in values if len(values[key]) > 1]
+    for chosen in itertools.product(*values.values()):
+        setting = dict(zip(values, chosen, strict=True))
+        parts = [f"{key}-{_word(setting[key])}" for key in varied]
+        yield Setting("_".join([name, *parts]), setting)
 
 
-def table_of(cells: list[Cell], runs: list[Generate]) -> Table:
+def _converted(value: Any, kind: Any) -> Any:
+    """A value of TOML as a type of options has it; ``None`` if it is no such value."""
+    arguments = typing.get_args(kind)
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        found = (_converted(value, k) for k in arguments if k is not type(None))
+        return next((v for v in found if v is not None), None)
+    if typing.get_origin(kind) is Literal:
+        return value if isinstance(value, str) and value in arguments else None
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list) or len(value) != len(arguments):
+            return None
+        parts = [_converted(v, k) for v, k in zip(value, arguments, strict=True)]
+        return None if None in parts else tuple(parts)
+    if kind is float and type(value) is int:
+        return float(value)
+    return value if type(value) is kind else None
+
+
+def _spelled(kind: Any) -> str:
+    """A type of options in words."""
+    arguments = [k for k in typing.get_args(kind) if k is not type(None)]
+    if typing.get_origin(kind) is tuple:
+        return f"[{', '.join(map(_spelled, arguments))}]"
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(repr, arguments))
+    words = {int: "a whole number", float: "a number", str: "text", bool: "a bool"}
+    return " or ".join(map(_spelled, arguments)) or words.get(kind, str(kind))
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "")
+
+
+def _options() -> dict[str, Any]:
+    """Types of the options that a grid may have."""
+    kinds: dict[str, Any] = {}
+    for group in (DrawOptions, GuidanceOptions, ShardOptions):
+        kinds |= typing.get_type_hints(group)
+    return {name: kind for name, kind in kinds.items() if name not in _SHARED}
+
+
+def _table(settings: list[Setting], commands: list[Generate]) -> Table:
     """What is done, a row for each setting."""
+    given = [setting.options for setting in settings]
     varied = sorted(
-        {
-            name
-            for cell in cells
-            for name, value in cell.options.items()
-            if any(other.options.get(name) != value for other in cells)
-        }
+        name
+        for name in set().union(*given)
+        if any(options.get(name) != given[0].get(name) for options in given)
     )
     table = Table()
     table.add_column("setting", overflow="fold")
     for title in (*varied, "samples", "state"):
         table.add_column(title)
-    for cell, run in zip(cells, runs, strict=True):
-        done, total = _progress(run)
-        state = "complete" if _is_complete(run) else "begun" if done else "to do"
-        values = [str(cell.options.get(name, "")) for name in varied]
-        table.add_row(cell.name, *values, f"{done:,} / {total:,}", state)
+    for setting, command in zip(settings, commands, strict=True):
+        shards = _shards(command)
+        done, total = (
+            (shards.num_done(), shards.num) if shards else (0, command.draw.num)
+        )
+        complete = shards is not None and shards.is_complete()
+        state = "complete" if complete else "begun" if done else "to do"
+        values = [str(setting.options.get(name, "")) for name in varied]
+        table.add_row(setting.name, *values, f"{done:,} / {total:,}", state)
     return table
 
 
-def _command(config: Sweep, cell: Cell) -> Generate:
-    def chosen(like: Any) -> dict[str, Any]:
-        names = {field.name for field in dataclasses.fields(like)}
-        return {k: v for k, v in cell.options.items() if k in names}
-
-    others = ("shard_size", "format", "keep_latents")
-    return Generate(
-        model=config.model,
-        out=config.out / cell.name,
-        vae=config.vae,
-        draw=dataclasses.replace(_DRAW, mesh=config.mesh, **chosen(_DRAW)),
-        guidance=dataclasses.replace(GuidanceOptions(), **chosen(_GUIDANCE)),
-        resume=True,
-        processes=config.processes,
-        **{name: cell.options[name] for name in others if name in cell.options},
-    )
+def _shards(command: Generate) -> ShardSet | None:
+    return ShardSet.read(command.out) if command.out.is_dir() else None
 
 
-def _is_complete(run: Generate) -> bool:
-    done, total = _progress(run)
-    return done == total and (run.out / MANIFEST).exists()
-
-
-def _complete_for_all(run: Generate) -> bool:
-    """Whether all is there; the same answer in each process."""
-    return bool(from_first(np.array([is_first() and _is_complete(run)]))[0])
-
-
-def _progress(run: Generate) -> tuple[int, int]:
-    """Samples in complete shards, and in all."""
-    plan = read_plan(run.out) if run.out.is_dir() else None
-    if plan is None:
-        return 0, run.draw.num
-    done = [s.count for s in plan.shards() if shard_record(run.out, s) is not None]
-    return sum(done), plan.num
+def _is_complete(command: Generate) -> bool:
+    shards = _shards(command)
+    return shards is not None and shards.is_complete()

@@ -1,9 +1,11 @@
-"""Arrays as pictures: single PNG files and grids."""
+"""Images as bytes, PNG files and grids."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -50,7 +52,7 @@ def grid_columns(num_images: int, num_labels: int) -> int:
     return num_labels * max(1, round(square / num_labels))
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Values in [-1, 1] as bytes; beyond, they are clipped."""
-    scaled = (np.asarray(images, np.float32) + 1.0) * 127.5
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+def to_uint8(images: jax.typing.ArrayLike) -> jax.Array:
+    """Values in [-1, 1] as bytes; those beyond are clipped."""
+    scaled = (jnp.asarray(images, jnp.float32) + 1.0) * 127.5
+    return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)

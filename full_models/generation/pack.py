@@ -12,9 +12,7 @@ from typing import Literal
 import numpy as np
 
 from full_models.generation.images import save_png
-from full_models.generation.plan import Plan, read_plan
-from full_models.generation.run import MANIFEST
-from full_models.generation.shards import read_shard
+from full_models.generation.shard_set import MANIFEST, ShardSet
 from gmm_guidance._runtime.directory_lock import DirectoryLock
 from gmm_guidance._runtime.files import atomic, atomic_folder
 
@@ -22,85 +20,88 @@ PackLayout = Literal["npz", "folder", "by-label"]
 Progress = Callable[[int], None]
 
 
-def complete_plan(run: Path) -> Plan:
-    """The plan of a directory in which every shard is there.
+def complete_set(folder: Path) -> ShardSet:
+    """The set of a directory in which every shard has a record.
 
     Raises:
         FileNotFoundError: if there is no plan.
-        ValueError: if shards or the manifest are missing.
+        ValueError: if the plan is damaged, or records or the manifest are missing.
     """
-    plan = read_plan(run)
-    if plan is None:
+    found = ShardSet.read(folder)
+    if found is None:
         raise FileNotFoundError(
-            f"{run} holds no set of samples; make one with full-models generate."
+            f"{folder} holds no set of samples; make one with full-models generate."
         )
-    absent = [s.name for s in plan.shards() if not (run / f"{s.name}.json").exists()]
-    if absent or not (run / MANIFEST).exists():
+    shards = found.shards()
+    absent = [s.name for s in shards if not found.record_path(s).exists()]
+    if absent or not (folder / MANIFEST).exists():
         raise ValueError(
-            f"{run} is not complete: {len(absent)} of {len(plan.shards())} shards are "
-            f"missing ({', '.join(absent[:3])}{'...' if len(absent) > 3 else ''}); go "
-            f"on with generate --resume."
+            f"{folder} is not complete: {len(absent)} of {len(shards)} shards are "
+            f"missing ({', '.join(absent[:3])}{'...' if len(absent) > 3 else ''}); "
+            f"resume it with generate --resume."
         )
-    return plan
+    return found
 
 
-def pack(run: Path, out: Path, layout: PackLayout, progress: Progress) -> Path:
+def pack(folder: Path, out: Path, layout: PackLayout, progress: Progress) -> Path:
     """Write a complete set in one of the layouts; returns the file or folder.
 
     - ``"npz"``: ``samples_<n>x<H>x<W>x3.npz`` with ``arr_0`` uint8 ``[n, H, W, 3]``, as
-      the evaluators of ADM's kind read it, and ``labels``; grey images are repeated in
+      ADM's evaluator and others read it, and ``labels``; gray images are repeated in
       three channels.
     - ``"folder"``: ``images/<index>.png``.
     - ``"by-label"``: ``images/<label>/<index>.png``.
 
     Args:
-        run: the directory of ``generate``.
+        folder: the directory of ``generate``.
         out: folder for the result.
         layout: see above.
-        progress: told the number of images done.
+        progress: called with the number of images done.
 
     Raises:
         FileNotFoundError: if there is no set.
         FileExistsError: if the result is there already.
-        BlockingIOError: if a run is at work there.
+        BlockingIOError: if another process holds the directory.
         ValueError: if the set is not complete, a shard is damaged, or it has no images.
     """
     with contextlib.ExitStack() as stack:
-        if os.access(run, os.W_OK):  # else nobody changes it meanwhile
-            stack.enter_context(DirectoryLock(run))
-        return _pack(run, out, layout, progress)
+        if os.access(folder, os.W_OK):  # else nobody changes it meanwhile
+            stack.enter_context(DirectoryLock(folder))
+        return _pack(complete_set(folder), out, layout, progress)
 
 
-def _pack(run: Path, out: Path, layout: PackLayout, progress: Progress) -> Path:
-    plan = complete_plan(run)
-    first = read_shard(run, plan, plan.shards()[0]).images
+def _pack(found: ShardSet, out: Path, layout: PackLayout, progress: Progress) -> Path:
+    first = found.read_shard(found.shards()[0]).images
     if first is None:
         raise ValueError(
-            f"{run} holds latents without images; generate it with --vae to pack it."
+            f"{found.out} holds latents without images; generate it with --vae to pack "
+            f"it."
         )
-    height, width = first.shape[1:3]
-    shape = (plan.num, height, width, 3)
+    shape = (found.num, *first.shape[1:3], 3)
     name = "images" if layout != "npz" else f"samples_{'x'.join(map(str, shape))}.npz"
     path = out / name
     if path.exists():
-        raise FileExistsError(f"{path} is there already; delete it, or choose --out.")
+        raise FileExistsError(f"{path} exists already; delete it, or choose --out.")
     out.mkdir(parents=True, exist_ok=True)
-    images = _images(run, plan, progress)
+    images = _images(found, progress)
     if layout == "npz":
         with atomic(path) as temporary:
-            _write_npz(temporary, shape, plan.labels, images)
-        return path
-    with atomic_folder(path) as temporary:
-        _write_folder(temporary, plan.labels, images, layout == "by-label")
+            _write_npz(temporary, shape, found.labels, images)
+    else:
+        with atomic_folder(path) as temporary:
+            _write_folder(temporary, found.labels, images, layout == "by-label")
     return path
 
 
-def _images(run: Path, plan: Plan, progress: Progress) -> Iterator[np.ndarray]:
+def _images(found: ShardSet, progress: Progress) -> Iterator[np.ndarray]:
     """The images of each shard in turn."""
-    for shard in plan.shards():
-        images = read_shard(run, plan, shard).images
+    for shard in found.shards():
+        images = found.read_shard(shard).images
         if images is None or len(images) != shard.count:
-            raise ValueError(f"{run}: {shard.name} does not hold {shard.count} images.")
+            raise ValueError(
+                f"{found.out}: {shard.name} must hold {shard.count} images; make it "
+                f"again with generate --resume."
+            )
         yield images
         progress(shard.first + shard.count)
 
@@ -117,7 +118,7 @@ def _write_npz(
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for part in images:
-                file.write(np.ascontiguousarray(_in_colour(part)).data)
+                file.write(np.ascontiguousarray(_in_color(part)).data)
         with archive.open("labels.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array(file, labels, allow_pickle=False)
 
@@ -134,5 +135,5 @@ def _write_folder(
             index += 1
 
 
-def _in_colour(images: np.ndarray) -> np.ndarray:
+def _in_color(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images

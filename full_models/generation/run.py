@@ -1,178 +1,177 @@
-"""Filling a directory with shards: by one process or several, from where it stands."""
+"""Filling a shard set, by one process or several, from where it stands."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import numpy as np
 
-from full_models.generation.plan import Plan, Shard, check_plan, write_plan
 from full_models.generation.processes import check_same, from_first, gather, is_first
-from full_models.generation.sampler import Batch, MeshSampler
-from full_models.generation.shards import (
-    ShardArrays,
-    remove_leftovers,
-    shard_fault,
-    shard_record,
-    write_shard,
-)
+from full_models.generation.sampler import Batch
+from full_models.generation.shard_set import MANIFEST, Shard, ShardArrays, ShardSet
 from gmm_guidance._runtime.directory_lock import DirectoryLock
-from gmm_guidance._runtime.files import write_text
-from gmm_guidance._runtime.interruption import Interruption
+from gmm_guidance._runtime.interruption import Interrupted, Interruption
 from gmm_guidance._runtime.reporter import Reporter, Task
 
-MANIFEST = "manifest.json"
 _GOING, _STOPPING, _FAILED = 0, 1, 2
 
 
-@contextlib.contextmanager
-def prepared(
-    out: Path, plan: Plan, resume: bool, reporter: Reporter
-) -> Iterator[list[Shard]]:
-    """A directory with its plan, held for this run; yields the shards still to make.
+class Sampler(Protocol):
+    """Draws samples by their global index; a ``MeshSampler``."""
 
-    Raises:
-        FileExistsError: if it holds another run, or this one without ``resume``.
-        BlockingIOError: if another process holds it.
-        OSError: if it cannot be written.
-        ValueError: if its plan is damaged, or processes have different options.
-    """
-    check_same(plan.description())
-    shards = plan.shards()
-    missing = np.zeros(len(shards), np.bool_)
-    with contextlib.ExitStack() as stack:
-        failure: Exception | None = None
-        if is_first():  # the others take its word
-            try:
-                _open(out, plan, resume, stack)
-                missing[:] = _missing(out, plan, reporter)
-            except (OSError, ValueError) as error:
-                failure = error
-        failed = gather(_FAILED if failure else _GOING)
-        if failure is not None:
-            raise failure
-        if _FAILED in failed:
-            raise OSError(f"the first process could not open {out}; see its message.")
-        missing = from_first(missing)
-        yield [s for s, wanted in zip(shards, missing, strict=True) if wanted]
+    @property
+    def samples_at_once(self) -> int:
+        """Most samples that this process draws in a batch."""
+        ...
+
+    def draw(self, indices: np.ndarray, labels: np.ndarray) -> Batch:
+        """Draw samples; all processes call together."""
+        ...
 
 
-def make_shards(
-    out: Path,
-    plan: Plan,
-    missing: list[Shard],
-    sampler: MeshSampler,
+def fill(
+    shards: ShardSet,
+    make_sampler: Callable[[], Sampler],
     reporter: Reporter,
+    *,
+    resume: bool = False,
     keep_latents: bool = False,
-) -> None:
-    """Draw and write the missing shards; process i of P takes each P-th from its i-th.
+) -> list[Path]:
+    """Fill a directory with a set of samples, or complete one.
 
-    Writing overlaps the drawing of the next shard. Memory is that of two shards,
-    whatever the number of samples.
+    Of P processes, process i takes each P-th missing shard from its i-th. Writing
+    overlaps the drawing of the next shard. Memory is that of two shards, whatever the
+    number of samples.
 
     Args:
-        out: the directory.
-        plan: its plan.
-        missing: what is to be made, the same in each process.
-        sampler: draws samples.
+        shards: the set; the same in each process.
+        make_sampler: makes the sampler; called if any shard is missing, before anything
+            is written.
         reporter: shows the progress.
-        keep_latents: keep the model's own samples beside images.
+        resume: complete a directory that holds this set, after a look at the checksums;
+            damaged shards are made again.
+        keep_latents: keep the samples of the model beside images.
+
+    Returns:
+        The files of the plan and the manifest.
 
     Raises:
-        Interrupted: after a SIGINT or SIGTERM, once shards in work are written.
-        OSError: if a shard cannot be written; the others stay.
+        FileExistsError: if the directory holds another set, this one without
+            ``resume``, or foreign files.
+        BlockingIOError: if another process holds the directory.
+        ValueError: if its plan is damaged, or processes have different options.
+        OSError: if it cannot be written; complete shards stay.
+        Interrupted: after a SIGINT or SIGTERM, when the shards in work are written.
         LostProcess: if another process has ended.
     """
+    check_same(shards.description())
+    with contextlib.ExitStack() as stack:
+        begun, missing = _open(shards, resume, stack, reporter)
+        if is_first():
+            reporter.say(
+                f"{shards.out}: {shards.num} samples in {len(shards.shards())} shards, "
+                f"{len(missing)} to make"
+            )
+        try:
+            sampler = make_sampler() if missing else None
+            _together(lambda: None if begun else shards.write_plan(), shards.out)
+            if sampler is not None:
+                _make(shards, missing, sampler, reporter, keep_latents)
+        except Interrupted as error:
+            error.add_note("run the same command with --resume to resume")
+            raise
+        _together(shards.write_manifest, shards.out)
+    return [shards.out / "plan.json", shards.out / MANIFEST]
+
+
+def _open(
+    shards: ShardSet,
+    resume: bool,
+    stack: contextlib.ExitStack,
+    reporter: Reporter,
+) -> tuple[bool, list[Shard]]:
+    """Hold the directory; whether it is begun, and the shards that are missing."""
+    found = np.zeros(1 + len(shards.shards()), np.bool_)
+
+    def look() -> None:
+        out = shards.out
+        if out.exists() and not out.is_dir():
+            raise FileExistsError(
+                f"{out} is a file; choose another directory with --out."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        stack.callback(_remove_if_empty, out)
+        stack.enter_context(DirectoryLock(out))
+        found[0] = shards.is_begun(resume)
+        shards.remove_leftovers()
+        found[1:] = _missing(shards, reporter)
+
+    _together(look, shards.out)
+    begun, *missing = from_first(found).tolist()
+    wanted = zip(shards.shards(), missing, strict=True)
+    return begun, [shard for shard, is_missing in wanted if is_missing]
+
+
+def _missing(shards: ShardSet, reporter: Reporter) -> list[bool]:
+    """Whether each shard is to be made, after a look at its checksum."""
+    faults = {}
+    with reporter.task("checking what is there", len(shards.shards())) as task:
+        for shard in shards.shards():
+            faults[shard.name] = shards.fault(shard)
+            task.advance()
+    damaged = [name for name, fault in faults.items() if fault == "damaged"]
+    if damaged:
+        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        reporter.say(f"damaged, made again: {', '.join(damaged[:5])}{more}")
+    return [fault is not None for fault in faults.values()]
+
+
+def _make(
+    shards: ShardSet,
+    missing: list[Shard],
+    sampler: Sampler,
+    reporter: Reporter,
+    keep_latents: bool,
+) -> None:
     processes, own = jax.process_count(), jax.process_index()
     rounds = [missing[i : i + processes] for i in range(0, len(missing), processes)]
-    done = plan.num - sum(shard.count for shard in missing)
+    done = shards.num - sum(shard.count for shard in missing)
     with (
         Interruption() as interruption,
         ThreadPoolExecutor(1) as writer,
-        reporter.task("generating", plan.num) as task,
+        reporter.task("generating", shards.num) as task,
     ):
-        task.move_to(done, "compiling" if missing else "")
+        task.move_to(done, "compiling")
         speed = _Speed()
         pending: Future[None] | None = None
-        for shards in rounds:
-            mine = shards[own] if own < len(shards) else None
-            batches = max(-(-s.count // sampler.samples_at_once) for s in shards)
-            arrays = _draw(plan, mine, sampler, batches, keep_latents, task, done)
-            failure = _finish(pending)
+        for together in rounds:
+            mine = together[own] if own < len(together) else None
+            batches = max(-(-s.count // sampler.samples_at_once) for s in together)
+            arrays = _draw(shards, mine, sampler, batches, keep_latents, task, done)
+            failure = _written(pending)
             if mine is not None and failure is None:
-                pending = writer.submit(write_shard, out, plan, mine, arrays)
-            done += sum(shard.count for shard in shards)
-            task.move_to(done, speed.after(sum(shard.count for shard in shards)))
-            if _agreed(interruption, failure, out):
+                pending = writer.submit(shards.write, mine, arrays)
+            count = sum(shard.count for shard in together)
+            done += count
+            task.move_to(done, speed.after(count))
+            if _agreed(interruption, failure, shards.out):
                 break
-        failure = _finish(pending)
-        _agreed(interruption, failure, out)
+        failure = _written(pending)
+        _agreed(interruption, failure, shards.out)
         interruption.leave()
 
 
-def finish(out: Path, plan: Plan) -> Path | None:
-    """Bind the shards by a manifest; its path, or ``None`` if some are missing.
-
-    Called by all processes, written by the first.
-    """
-    gather(_GOING)  # all have written theirs
-    path = out / MANIFEST
-    if not is_first():
-        return path
-    records = [shard_record(out, shard) for shard in plan.shards()]
-    if not all(records):
-        return None
-    content = {**plan.description(), "shards": records}
-    write_text(path, json.dumps(content, indent=1) + "\n")
-    return path
-
-
-def _open(out: Path, plan: Plan, resume: bool, stack: contextlib.ExitStack) -> None:
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; choose another directory with --out.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(DirectoryLock(out))
-        begun = check_plan(out, plan, resume)
-        remove_leftovers(out)
-        if not begun:
-            write_plan(out, plan)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if isinstance(error, FileExistsError):
-            raise
-        raise _explained(error, out) from error
-
-
-def _missing(out: Path, plan: Plan, reporter: Reporter) -> np.ndarray:
-    """Whether each shard is to be made, after a look at its checksum."""
-    shards = plan.shards()
-    with reporter.task("checking what is there", len(shards)) as task:
-        faults = []
-        for shard in shards:
-            faults.append(shard_fault(out, plan, shard))
-            task.advance()
-    damaged = [s.name for s, f in zip(shards, faults, strict=True) if f == "damaged"]
-    if damaged:
-        reporter.say(
-            f"damaged, made again: {', '.join(damaged[:5])}"
-            + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
-        )
-    return np.array([fault is not None for fault in faults], np.bool_)
-
-
 def _draw(
-    plan: Plan,
+    shards: ShardSet,
     shard: Shard | None,
-    sampler: MeshSampler,
+    sampler: Sampler,
     batches: int,
     keep_latents: bool,
     task: Task,
@@ -185,26 +184,42 @@ def _draw(
     for number in range(batches):
         start = first + min(number * size, count)
         stop = first + min((number + 1) * size, count)
-        parts.append(sampler.draw(np.arange(start, stop), plan.labels[start:stop]))
+        parts.append(sampler.draw(np.arange(start, stop), shards.labels[start:stop]))
         task.move_to(done + stop - first)
     images = [p.images for p in parts if p.images is not None]
     latents = keep_latents or not images
     return ShardArrays(
-        plan.labels[first : first + count],
+        shards.labels[first : first + count],
         np.concatenate(images) if images else None,
         np.concatenate([p.samples for p in parts]) if latents else None,
     )
 
 
-def _finish(pending: Future[None] | None) -> OSError | None:
-    """Wait for the shard being written."""
-    if pending is None:
-        return None
+def _written(pending: Future[None] | None) -> OSError | None:
+    """Wait for the shard that is being written."""
     try:
-        pending.result()
+        if pending is not None:
+            pending.result()
     except OSError as error:
         return error
     return None
+
+
+def _together(act: Callable[[], object], out: Path) -> None:
+    """Act in the first process; an error there ends all of them."""
+    failure: Exception | None = None
+    if is_first():
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            failure = error
+    failed = gather(_FAILED if failure else _GOING)
+    if isinstance(failure, OSError):
+        raise _explained(failure, out) from failure
+    if failure is not None:
+        raise failure
+    if _FAILED in failed:
+        raise OSError(f"the first process cannot use {out}; see its message.")
 
 
 def _agreed(interruption: Interruption, failure: OSError | None, out: Path) -> bool:
@@ -216,7 +231,7 @@ def _agreed(interruption: Interruption, failure: OSError | None, out: Path) -> b
     if _FAILED in states:
         raise OSError(
             f"process {states.index(_FAILED)} could not write its shard to {out}; see "
-            f"its message. What is written is whole; go on with --resume."
+            f"its message. Complete shards stay; resume with --resume."
         )
     if _STOPPING in states and not interruption.requested:
         interruption.request()
@@ -224,17 +239,24 @@ def _agreed(interruption: Interruption, failure: OSError | None, out: Path) -> b
 
 
 def _explained(error: OSError, out: Path) -> OSError:
+    if isinstance(error, (BlockingIOError, FileExistsError)):
+        return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(
             error.errno,
-            f"the disk of {out} is full; what is written is whole. Free some space and "
-            f"go on with --resume",
+            f"the disk of {out} is full; complete shards stay. Free some space and "
+            f"resume with --resume",
         )
     return OSError(
         error.errno,
         f"the output directory {out} must be writable ({error.strerror or error}); "
         f"choose another with --out",
     )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 class _Speed:

@@ -1,17 +1,16 @@
-"""``MeshSampler``: batches of a large model on all devices, latents and images."""
+"""``MeshSampler``: batches of a model on all devices, as samples and images."""
 
 from __future__ import annotations
 
-import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import gmm_guidance as gg
-from full_models.models.autoencoder import KLDecoder
+from full_models.generation.images import to_uint8
 from gmm_guidance.sharding import (
     BATCH_AXES,
     batch_parts,
@@ -22,6 +21,7 @@ from gmm_guidance.sharding import (
 )
 
 _DECODED_AT_ONCE = 4
+_RESERVE = 0.1  # of the memory is left to everything else
 
 
 class Batch(NamedTuple):
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
     Attributes:
         samples: as the model has them, float32 ``[n, H, W, C]``.
-        images: bytes ``[n, H', W', 3 or 1]``; ``None`` for latents without a VAE.
+        images: bytes ``[n, H', W', 3 or 1]``; ``None`` for latents without a decoder.
     """
 
     samples: np.ndarray
@@ -44,17 +44,19 @@ class MeshSampler:
     devices, as long as each has all parameters.
 
     Args:
-        model: a ``DiT`` (or ``WithVariance``), placed on the mesh.
+        model: a model of ``load_weights``, placed on the mesh.
         mesh: the devices.
         key: a JAX random key.
         guidance: the rule.
         schedule: noise levels.
         solver: as in ``guided_sample``.
         batch_size: samples at once on each device, at least 1.
-        decoder: of the VAE, if images are wanted of latents.
+        decoder: of an autoencoder, if images of latents are wanted.
 
     Raises:
         ValueError: for a batch size below 1.
+        MemoryError: if a batch does not fit into the memory of a device, naming one
+            that does. Compilation tells; nothing has been drawn.
     """
 
     def __init__(
@@ -67,23 +69,42 @@ class MeshSampler:
         schedule: Any,
         solver: Any,
         batch_size: int,
-        decoder: KLDecoder | None = None,
+        decoder: Any = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.mesh = mesh
         self.batch_size = batch_size
-        self._decoder = None if decoder is None else replicate(decoder, mesh)
-        self._sample = functools.partial(
-            gg.guided_sample,
-            replicate(key, mesh),
-            model,
-            guidance=guidance,
-            schedule=schedule,
-            solver=solver,
-            num_samples=batch_size * num_batch_parts(mesh),
-            mesh=mesh,
-        )
+        num_samples = batch_size * num_batch_parts(mesh)
+        # Python numbers stay what they are: a scale that is off costs no pass.
+        parts = (model, replicate(decoder, mesh), guidance, replicate(key, mesh))
+        leaves, structure = jax.tree.flatten(parts)
+        is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
+
+        def draw(arrays: list[Any], indices: jax.Array, labels: jax.Array) -> Any:
+            given = zip(leaves, arrays, is_array, strict=True)
+            restored = [array if traced else leaf for leaf, array, traced in given]
+            model, decoder, guidance, key = jax.tree.unflatten(structure, restored)
+            samples = gg.guided_sample(
+                key,
+                model,
+                labels,
+                num_samples=num_samples,
+                guidance=guidance,
+                schedule=schedule,
+                solver=solver,
+                indices=indices,
+                mesh=mesh,
+            )
+            return samples, _images(mesh, decoder, samples)
+
+        self._arrays = [
+            leaf if traced else None
+            for leaf, traced in zip(leaves, is_array, strict=True)
+        ]
+        inputs = (self._on_mesh(np.empty(0), t) for t in (np.uint32, np.int32))
+        self._program = jax.jit(draw).lower(self._arrays, *inputs).compile()
+        check_memory(self._program.memory_analysis(), batch_size)
 
     @property
     def samples_at_once(self) -> int:
@@ -100,11 +121,12 @@ class MeshSampler:
                 takes part.
             labels: ``[n]``.
         """
-        count = len(indices)
-        samples = self._sample(
-            self._on_mesh(labels, np.int32), indices=self._on_mesh(indices, np.uint32)
+        samples, images = self._program(
+            self._arrays,
+            self._on_mesh(indices, np.uint32),
+            self._on_mesh(labels, np.int32),
         )
-        images = self._images(samples)
+        count = len(indices)
         return Batch(
             local_part(samples)[:count],
             None if images is None else local_part(images)[:count],
@@ -117,23 +139,19 @@ class MeshSampler:
         local[len(values) :] = values[-1] if len(values) else 0
         return jax.make_array_from_process_local_data(batch_sharding(self.mesh), local)
 
-    def _images(self, samples: jax.Array) -> jax.Array | None:
-        if self._decoder is not None:
-            return _decode(self.mesh, self._decoder, samples)
-        return _to_bytes(samples) if samples.shape[-1] in (1, 3) else None
 
+def _images(mesh: Mesh, decoder: Any, samples: jax.Array) -> jax.Array | None:
+    """Bytes of the images; each device decodes its own latents, a few at once."""
+    if decoder is None:
+        return to_uint8(samples) if samples.shape[-1] in (1, 3) else None
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(mesh: Mesh, decoder: KLDecoder, samples: jax.Array) -> jax.Array:
-    """Bytes of latents, each device's own, a few at once."""
-
-    def on_one_device(decoder: KLDecoder, samples: jax.Array) -> jax.Array:
+    def on_one_device(decoder: Any, samples: jax.Array) -> jax.Array:
         images = jax.lax.map(
             lambda latent: decoder.decode(latent[None])[0],
             samples,
             batch_size=min(_DECODED_AT_ONCE, samples.shape[0]),
         )
-        return _to_bytes(images)
+        return to_uint8(images)
 
     batch = PartitionSpec(BATCH_AXES)
     return jax.shard_map(
@@ -145,8 +163,60 @@ def _decode(mesh: Mesh, decoder: KLDecoder, samples: jax.Array) -> jax.Array:
     )(decoder, samples)
 
 
-@jax.jit
-def _to_bytes(images: jax.Array) -> jax.Array:
-    """As ``images.to_uint8``."""
-    scaled = (images.astype(jnp.float32) + 1.0) * 127.5
-    return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
+def check_memory(needed: Any, batch_size: int, available: int | None = None) -> None:
+    """Refuse a compiled program that does not fit into the free memory of a device.
+
+    Args:
+        needed: ``compiled.memory_analysis()``; its arguments lie in memory already.
+        batch_size: samples of the program on each device.
+        available: free bytes; those of the default device, or on a CPU of the machine,
+            by default. Unknown on some devices, which are not checked.
+
+    Raises:
+        MemoryError: naming a batch size that fits, if one does.
+    """
+    available = _free_bytes() if available is None else available
+    if available is None or needed is None:
+        return
+    size = needed.temp_size_in_bytes + needed.output_size_in_bytes
+    if size <= (1.0 - _RESERVE) * available:
+        return
+    fitting = int((1.0 - _RESERVE) * available * batch_size / size)
+    remedy = (
+        f"use a batch size of at most {fitting} (--batch-size)"
+        if fitting >= 1
+        else "not even one sample fits; use a smaller model or a larger machine"
+    )
+    raise MemoryError(
+        f"a batch of {batch_size} needs {size / 2**30:.1f} GiB besides the weights, "
+        f"but {available / 2**30:.1f} GiB are free; {remedy}."
+    )
+
+
+def _free_bytes() -> int | None:
+    """Free memory of the default device; of a CPU, its share of the machine's."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        free = _free_host_bytes()
+        return None if free is None else free // len(devices)
+    stats: dict[str, Any] = devices[0].memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+
+
+def _free_host_bytes() -> int | None:
+    """What the kernel says is available, or less if a container may use less."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = {line.split(":")[0]: line.split()[1] for line in lines}
+        free = 1024 * int(fields["MemAvailable"])
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        return min(free, limit - used)
+    except (OSError, ValueError):  # no limit, or no such file system
+        return free

@@ -11,9 +11,11 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from full_models.weights.table import Stored, Table
+from gmm_guidance.diffusion.schedule import Schedule
+from gmm_guidance.sampling.solvers import Solver
 from gmm_guidance.sharding import PathRules
 
 DType = Literal["float32", "bfloat16"]
@@ -68,6 +70,75 @@ class Layout:
         return kept if any(re.search(self.signature, name) for name in kept) else None
 
 
+class Pipeline(Protocol):
+    """How a model is sampled, as far as its config tells; nothing is loaded for it."""
+
+    @property
+    def title(self) -> str:
+        """The model in a few words, for the terminal."""
+        ...
+
+    @property
+    def condition(self) -> Literal["labels", "prompts"]:
+        """What the model is conditioned on."""
+        ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, channels last."""
+        ...
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Heights and widths in pixels that it draws."""
+        ...
+
+    @property
+    def defaults(self) -> Defaults:
+        """The options of a run that the family recommends."""
+        ...
+
+    def schedule(self, steps: int, solver: str | Solver = "euler") -> Schedule:
+        """The noise levels of a run with a solver."""
+        ...
+
+    def solver(self, name: str) -> str | Solver:
+        """The solver of a name; it raises ``ValueError`` if the model has none."""
+        ...
+
+    def denoiser(self, model: Any, solver: str | Solver) -> Any:
+        """The model as the solver needs it, such as with its variance channels."""
+        ...
+
+    def label_of(self, name: str) -> int:
+        """The label of a name; it raises ``ValueError`` for an unknown one."""
+        ...
+
+    def label_name(self, label: int) -> str:
+        """The name of a label, or its number."""
+        ...
+
+
+class Defaults(NamedTuple):
+    """Options of a run.
+
+    Attributes:
+        steps: number of steps of the solver.
+        solver: its name.
+        cfg_scale: total CFG scale.
+        s2_scale: weight of the S² term.
+        window: fractions of the steps between which it acts.
+        labels: labels of a few samples, see ``choose_labels``.
+    """
+
+    steps: int = 50
+    solver: str = "euler"
+    cfg_scale: float = 4.0
+    s2_scale: float = 0.25
+    window: tuple[float, float] = (0.1, 0.9)
+    labels: str = "all"
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A family of models.
@@ -89,7 +160,7 @@ class Family:
     build: Callable[[Any], Any]
     layouts: Mapping[str, Layout]
     published: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    pipeline: Callable[[Any], Any] | None = None
+    pipeline: Callable[[Any], Pipeline] | None = None
     execution: tuple[str, ...] = ("compute_dtype",)
     placement: PathRules = ()
     subfolder: str = "transformer"

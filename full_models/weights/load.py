@@ -13,12 +13,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from full_models.models.family import DType, Family, Inferred, Layout, unknown_name
+from full_models.models.family import (
+    DType,
+    Family,
+    Inferred,
+    Layout,
+    Pipeline,
+    unknown_name,
+)
 from full_models.models.registry import FAMILIES
 from full_models.weights.orbax_folder import load_orbax
 from full_models.weights.safetensors_file import read_safetensors
 from full_models.weights.table import Stored, fill, listed, native_table
 from full_models.weights.torch_file import read_torch
+from gmm_guidance._runtime.files import sha256
 from gmm_guidance._runtime.tensor_files import differences, load_description
 from gmm_guidance.sharding import placements
 
@@ -112,6 +120,18 @@ class Checkpoint:
     config: Any
     layout: str
     stored: Stored
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """How the model is sampled."""
+        if self.family.pipeline is None:
+            raise TypeError(f"{self.family.name} cannot be sampled.")
+        return self.family.pipeline(self.config)
+
+    def sha256(self) -> str:
+        """SHA-256 of the file of weights; of a folder, of all that is in it."""
+        in_parts = self.origin.suffix == ".json"
+        return sha256(self.origin.parent if in_parts else self.origin)
 
     def load(self, dtype: Any = None, mesh: Mesh | None = None) -> Any:
         """Read the weights; see ``load_weights``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+_CHUNK = 1 << 22
 
 
 class atomic:
@@ -102,6 +105,25 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     with atomic(path) as temporary:
         temporary.write_text(text)
     return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file; of a folder, of the names and contents of all files in it.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}.")
+    digest = hashlib.sha256()
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    for file in [path] if path.is_file() else inside:
+        if file != path:
+            digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def default_mode() -> int:

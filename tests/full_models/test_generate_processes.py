@@ -1,6 +1,5 @@
-"""``full-models generate`` and ``sample`` as real processes, alone and together."""
+"""``full-models generate`` as real processes, alone and together."""
 
-import json
 import signal
 import socket
 import time
@@ -11,8 +10,7 @@ import pytest
 from support.processes import full_models, together
 
 from full_models import cli
-from full_models.generation.plan import read_plan
-from full_models.generation.shards import shard_fault
+from full_models.generation.shard_set import ShardSet
 
 # CI takes a case of each kind, the slow lane the rest.
 ci = pytest.mark.ci
@@ -68,24 +66,16 @@ def test_one_device_eight_and_two_processes_make_the_same_bytes(tmp_path):
 
 
 @ci
-def test_sample_draws_the_same_on_any_devices_and_by_two_processes(tmp_path):
+def test_sample_draws_the_same_on_any_devices(tmp_path):
     options = [*DECODED, *QUICK, "--num", "6", "--labels", "1,2"]
     alone = ["sample", *options, "--out", str(tmp_path / "alone")]
     assert cli.main(alone) == 0
     many = full_models([*alone[:-1], str(tmp_path / "many")], devices=4)
     assert finish(many)[0] == 0
-    pair = together(["sample", *options, "--out", str(tmp_path / "two")], 2, 1)
-    ends = [finish(process) for process in pair]
-    assert [status for status, _ in ends] == [0, 0], ends
-    assert "run.json" in ends[0][1] and "run.json" not in ends[1][1]
     with np.load(tmp_path / "alone" / "samples.npz") as one:
-        for other in ("two", "many"):
-            with np.load(tmp_path / other / "samples.npz") as found:
-                for name in ("samples", "arr_0", "labels"):
-                    np.testing.assert_array_equal(found[name], one[name])
-    manifest = json.loads((tmp_path / "two/shards/manifest.json").read_text())
-    assert len(manifest["shards"]) == 3
-    assert not (tmp_path / "two.shards").exists()
+        with np.load(tmp_path / "many" / "samples.npz") as found:
+            for name in ("samples", "arr_0", "labels"):
+                np.testing.assert_array_equal(found[name], one[name])
 
 
 @pytest.mark.parametrize(
@@ -111,10 +101,10 @@ def test_a_killed_process_ends_the_others_and_leaves_whole_shards(tmp_path, vict
     assert "another process of this run has ended" in output or (
         "another task died" in output
     ), output
-    plan = read_plan(out)
-    recorded = [s for s in plan.shards() if (out / f"{s.name}.json").exists()]
+    shards = ShardSet.read(out)
+    recorded = [s for s in shards.shards() if (out / f"{s.name}.json").exists()]
     assert 4 <= len(recorded) < 1500
-    assert all(shard_fault(out, plan, shard) is None for shard in recorded)
+    assert all(shards.fault(shard) is None for shard in recorded)
 
 
 @ci
@@ -152,9 +142,9 @@ def test_a_signal_ends_the_command_and_says_how_to_go_on(tmp_path, number):
     assert status == 128 + number
     assert "--resume" in output and f"interrupted by {number.name}" in output
     assert not list(out.glob(".partial-*"))
-    plan = read_plan(out)
-    made = [s for s in plan.shards() if (out / f"{s.name}.npz").exists()]
-    assert all(shard_fault(out, plan, shard) is None for shard in made)
+    shards = ShardSet.read(out)
+    made = [s for s in shards.shards() if (out / f"{s.name}.npz").exists()]
+    assert all(shards.fault(shard) is None for shard in made)
 
 
 @ci

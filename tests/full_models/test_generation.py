@@ -7,20 +7,19 @@ import signal
 import textwrap
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.processes import start
 
-from full_models.generation import run as run_module
-from full_models.generation import shards as shards_module
-from full_models.generation.pack import complete_plan, pack
-from full_models.generation.plan import make_plan, read_plan
-from full_models.generation.run import finish, make_shards, prepared
+from full_models.generation import run, shard_set
+from full_models.generation.pack import complete_set, pack
 from full_models.generation.sampler import Batch
-from full_models.generation.shards import checksum, read_shard, shard_fault
+from full_models.generation.shard_set import ShardSet
 from gmm_guidance._runtime.directory_lock import DirectoryLock
+from gmm_guidance._runtime.files import sha256
 from gmm_guidance._runtime.interruption import Interrupted
 from gmm_guidance._runtime.reporter import Reporter
 
@@ -46,16 +45,23 @@ class Drawer:
         return Batch(samples, images if self.channels in (1, 3) else None)
 
 
-def plan(format="npz", run=None, **options):
-    return make_plan(run or {"seed": 0}, LABELS, 6, format, **options)
+def make_set(out, format="npz", run=None):
+    return ShardSet(out, run or {"seed": 0}, LABELS, 6, format)
 
 
-def fill(out, drawer=None, resume=False, plan=plan(), **options):
-    with Reporter() as reporter, prepared(out, plan, resume, reporter) as missing:
-        numbers = [shard.number for shard in missing]
-        make_shards(out, plan, missing, drawer or Drawer(), reporter, **options)
-        finish(out, plan)
-    return numbers
+def fill(out, drawer=None, format="npz", run_options=None, **options):
+    """Fill a directory; the numbers of the shards that were drawn."""
+    shards, drawn = make_set(out, format, run_options), []
+    write = shards.write
+
+    def noted(shard, arrays):
+        write(shard, arrays)
+        drawn.append(shard.number)
+
+    shards.write = noted
+    with Reporter() as reporter:
+        run.fill(shards, lambda: drawer or Drawer(), reporter, **options)
+    return drawn
 
 
 def contents(out):
@@ -69,21 +75,21 @@ def contents(out):
 @pytest.fixture(scope="module", params=["npz", "png"])
 def whole(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / request.param
-    assert fill(out, plan=plan(request.param)) == [0, 1, 2, 3]
+    assert fill(out, format=request.param) == [0, 1, 2, 3]
     return request.param, out, contents(out)
 
 
 def test_a_set_holds_what_was_planned(whole):
     format, out, _ = whole
-    found = read_plan(out)
+    found = ShardSet.read(out)
     assert found.num == 20 and found.format == format
     np.testing.assert_array_equal(found.labels, LABELS)
     manifest = json.loads((out / "manifest.json").read_text())
     assert [r["count"] for r in manifest["shards"]] == [6, 6, 6, 2]
     images, labels = [], []
     for shard, record in zip(found.shards(), manifest["shards"], strict=True):
-        assert checksum(out / record["file"]) == record["sha256"]
-        arrays = read_shard(out, found, shard)
+        assert sha256(out / record["file"]) == record["sha256"]
+        arrays = found.read_shard(shard)
         images.append(arrays.images)
         labels.append(arrays.labels)
     np.testing.assert_array_equal(np.concatenate(labels), LABELS)
@@ -115,24 +121,24 @@ def test_killed_at_any_rename_it_goes_on_to_the_same_files(
         patch.setattr("pathlib.Path.unlink", lambda self, missing_ok=False: None)
         patch.setattr("shutil.rmtree", lambda path, ignore_errors=False: None)
         try:
-            fill(out, plan=plan(format))
+            fill(out, format=format)
         except Killed:
             pass
-    fill(out, plan=plan(format), resume=True)
+    fill(out, format=format, resume=True)
     assert contents(out) == expected
 
 
 def test_without_resume_a_begun_set_is_refused(whole):
     format, out, _ = whole
     with pytest.raises(FileExistsError, match="add --resume"):
-        fill(out, plan=plan(format))
-    assert fill(out, plan=plan(format), resume=True) == []
+        fill(out, format=format)
+    assert fill(out, format=format, resume=True) == []
 
 
 def test_another_configuration_is_refused(whole):
     format, out, expected = whole
     with pytest.raises(FileExistsError, match="another run: run.seed is 0, expected 1"):
-        fill(out, plan=plan(format, {"seed": 1}), resume=True)
+        fill(out, format=format, run_options={"seed": 1}, resume=True)
     assert contents(out) == expected
 
 
@@ -140,7 +146,7 @@ def test_another_configuration_is_refused(whole):
 def test_damaged_shards_are_found_and_made_again(whole, damage, tmp_path, capsys):
     format, _, expected = whole
     out = tmp_path / "out"
-    fill(out, plan=plan(format))
+    fill(out, format=format)
     shard = out / ("shard-00001.npz" if format == "npz" else "shard-00001")
     file = shard if shard.is_file() else sorted(shard.iterdir())[2]
     content = bytearray(file.read_bytes())
@@ -155,14 +161,14 @@ def test_damaged_shards_are_found_and_made_again(whole, damage, tmp_path, capsys
         (out / "shard-00001.json").write_text("{")
     else:
         file.write_bytes(b"")
-    the_plan = plan(format)
-    assert shard_fault(out, the_plan, the_plan.shards()[1]) is not None
+    shards = make_set(out, format)
+    assert shards.fault(shards.shards()[1]) is not None
     with pytest.raises(ValueError, match="shard-00001.* is (damaged|absent)"):
         pack(out, tmp_path / "packed", "npz", lambda done: None)
     assert not (tmp_path / "packed").exists() or not list(
         (tmp_path / "packed").iterdir()
     )
-    assert fill(out, plan=the_plan, resume=True) == [1]
+    assert fill(out, format=format, resume=True) == [1]
     assert contents(out) == expected
 
 
@@ -171,7 +177,7 @@ def test_every_flipped_bit_of_a_shard_is_seen(whole):
     format, out, _ = whole
     if format == "png":
         pytest.skip("the same checksum; the archive has more kinds of bytes")
-    the_plan = read_plan(out)
+    shards = ShardSet.read(out)
     path = out / "shard-00002.npz"
     original = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -180,7 +186,7 @@ def test_every_flipped_bit_of_a_shard_is_seen(whole):
             damaged = bytearray(original)
             damaged[place] ^= 1 << int(rng.integers(8))
             path.write_bytes(damaged)
-            assert shard_fault(out, the_plan, the_plan.shards()[2]) == "damaged"
+            assert shards.fault(shards.shards()[2]) == "damaged"
     finally:
         path.write_bytes(original)
 
@@ -234,7 +240,7 @@ def test_a_full_disk_leaves_whole_shards_and_says_how_to_go_on(tmp_path, monkeyp
                 savez(device, **arrays)
         savez(file, **arrays)
 
-    monkeypatch.setattr(shards_module.np, "savez", full)
+    monkeypatch.setattr(shard_set.np, "savez", full)
     with pytest.raises(OSError, match="disk of .* is full.*--resume") as caught:
         fill(out)
     assert caught.value.errno == errno.ENOSPC
@@ -250,7 +256,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path):
         raise AssertionError("drew before looking at the directory")
 
     with pytest.raises(OSError, match=r"must be writable .*--out"):
-        fill(run_module.Path("/proc/none/out"), Drawer(before=never))
+        fill(Path("/proc/none/out"), Drawer(before=never))
 
 
 def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path):
@@ -281,11 +287,11 @@ def test_no_clock_decides(whole, tmp_path, monkeypatch):
     format, _, expected = whole
     out, jumps = tmp_path / "out", iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: (-1) ** next(jumps) * 4e9)
-    fill(out, plan=plan(format))
+    fill(out, format=format)
     for path in out.rglob("*"):
         os.utime(path, (4e9, 4e9) if len(path.name) % 2 else (0, 0))
     (out / "manifest.json").unlink()
-    assert fill(out, plan=plan(format), resume=True) == []
+    assert fill(out, format=format, resume=True) == []
     assert contents(out) == expected
 
 
@@ -299,8 +305,9 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
     for shards in (3, 30):
         labels = np.zeros(6 * shards, np.int32)
         tracemalloc.start()
-        options = {"plan": make_plan({}, labels, 6, "npz"), "keep_latents": True}
-        fill(tmp_path / str(shards), Large(), **options)
+        large = ShardSet(tmp_path / str(shards), {}, labels, 6, "npz")
+        with Reporter() as reporter:
+            run.fill(large, Large, reporter, keep_latents=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     one_shard = 6 * 64 * 64 * 3 * 5
@@ -327,18 +334,18 @@ def test_packed_sets_are_what_evaluators_read(tmp_path, channels):
     np.testing.assert_array_equal(pixels.reshape(images[4].shape), images[4])
     plain = pack(out, tmp_path / "plain", "folder", lambda done: None)
     assert len(list(plain.glob("*.png"))) == 20
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         pack(out, tmp_path, "npz", lambda done: None)
 
 
 def test_what_is_not_complete_is_not_packed(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no set of samples"):
-        complete_plan(tmp_path)
+        complete_set(tmp_path)
     out = tmp_path / "out"
     fill(out)
     (out / "shard-00002.json").unlink()
     with pytest.raises(ValueError, match=r"1 of 4 shards are missing \(shard-00002\)"):
-        complete_plan(out)
+        complete_set(out)
     latents = tmp_path / "latents"
     fill(latents, Drawer(channels=4))
     with pytest.raises(ValueError, match="latents without images"):
@@ -349,7 +356,8 @@ def test_latents_are_kept_where_there_are_no_images_or_they_are_wanted(tmp_path)
     for name, drawer, keep in (("a", Drawer(4), False), ("b", Drawer(3), True)):
         out = tmp_path / name
         fill(out, drawer, keep_latents=keep)
-        found = read_shard(out, plan(), plan().shards()[1]).samples
+        shards = ShardSet.read(out)
+        found = shards.read_shard(shards.shards()[1]).samples
         wanted = drawer.draw(np.arange(6, 12), LABELS[6:12]).samples
         np.testing.assert_array_equal(found, wanted)
 
@@ -357,7 +365,7 @@ def test_latents_are_kept_where_there_are_no_images_or_they_are_wanted(tmp_path)
 @pytest.mark.parametrize(("labels", "size"), [(LABELS, 0), (LABELS[:0], 5)])
 def test_plans_of_nothing_are_refused(labels, size):
     with pytest.raises(ValueError, match="must be at least 1"):
-        make_plan({}, labels, size, "npz")
+        ShardSet(Path(), {}, labels, size, "npz")
 
 
 @pytest.mark.ci
@@ -367,9 +375,9 @@ def test_real_kills_at_file_operations(tmp_path):
     fill(reference)
     code = f"""
         import os, sys
-        sys.path.insert(0, ".")
+        sys.path[:0] = [".", "tests"]
         from pathlib import Path
-        from tests.test_generation import Drawer, fill
+        from tests.full_models.test_generation import Drawer, fill
         deaths, out = int(sys.argv[1]), Path({str(tmp_path / "out")!r})
         def watch(event, arguments):
             global deaths

@@ -4,6 +4,7 @@ from flax import nnx
 
 from full_models.models.dit.config import NAMES, DiTConfig
 from full_models.models.dit.network import DiT
+from full_models.models.dit.pipeline import DiTPipeline
 from full_models.models.dit.weights import LAYOUTS, PLACEMENT
 from full_models.models.family import Family
 
@@ -19,6 +20,7 @@ FAMILY = Family(
         name: {field: getattr(DiTConfig.named(name), field) for field in _NAMED}
         for name in NAMES
     },
+    pipeline=DiTPipeline,
     execution=("compute_dtype", "remat"),
     placement=PLACEMENT,
 )

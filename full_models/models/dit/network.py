@@ -18,6 +18,7 @@ from full_models.models.dit.parameterization import (
     network_input,
     network_time,
 )
+from full_models.models.dit.pipeline import DiTPipeline
 from gmm_guidance._runtime.checks import as_concrete
 from gmm_guidance.blocks.shared_prefix import run_blocks
 
@@ -62,6 +63,15 @@ class DiT(nnx.Module):
     def num_labels(self) -> int:
         """Number of classes."""
         return self.config.num_labels
+
+    @property
+    def pipeline(self) -> DiTPipeline:
+        """How the model is sampled."""
+        return DiTPipeline(self.config)
+
+    def with_variance(self) -> WithVariance:
+        """The model with its learned variance, for the ancestral sampler."""
+        return WithVariance(self)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
