@@ -23,7 +23,7 @@ import tyro
 from full_models.generation.shard_set import ShardSet
 from gmm_guidance._runtime.checkpoints import stored_steps
 from gmm_guidance._runtime.files import write_text
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 ROOT = Path(__file__).parent.parent
 _WEIGHTS = ROOT / "tests" / "golden" / "dit" / "diffusers"
@@ -32,7 +32,7 @@ _TRAIN = """
 import dataclasses, sys
 import full_models.training as training
 training._CHECKPOINT_SECONDS = 0.2
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 from toy_experiments import digits
 from toy_experiments.common.store import Store
 config = digits.DigitsConfig.quick()

@@ -18,7 +18,7 @@ from full_models.commands.statistics import Features, Statistics
 from full_models.commands.sweep import Sweep
 from full_models.generation.processes import LostProcess, check_devices, is_first
 from gmm_guidance._runtime.cli import run_command
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "sample": Sample,

@@ -16,7 +16,7 @@ import tyro
 from gmm_guidance import MeshConfig
 from gmm_guidance._runtime.cli import run_command
 from gmm_guidance._runtime.files import jsonable, write_text
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 from toy_experiments.claims import CLAIMS, judge_all, write_ledger
 from toy_experiments.common.experiment import Config, Experiment
 from toy_experiments.common.page import write_page

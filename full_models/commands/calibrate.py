@@ -17,9 +17,14 @@ import gmm_guidance as gg
 from full_models.commands.options import ModelOptions
 from full_models.generation.run_folder import RunFolder, machine
 from full_models.npz import headers, read_array
+from gmm_guidance._runtime.figure_style import (
+    COLORS,
+    FIGURE_SETTINGS,
+    PAGE_WIDTH,
+    TRUTH,
+)
 from gmm_guidance._runtime.files import sha256
-from gmm_guidance._runtime.palette import COLOURS, FIGURE_SETTINGS, PAGE_WIDTH, TRUTH
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 from gmm_guidance.guidance.calibrated import feature_name
 
 _MOST_BARS = 12
@@ -149,7 +154,7 @@ def _draw_coefficients(axes: Axes, found: gg.Calibration) -> None:
     """
     fit = found.fit_random_block() if len(found.features) > 1 else found.fit()
     names = ("scale − 1 of CFG", "ω of S² (a random block)")
-    colours = (COLOURS["cfg"], COLOURS["s2"])
+    colours = (COLORS["cfg"], COLORS["s2"])
     axes.axhline(0.0, color=TRUTH, linewidth=0.8)
     for column, half, name, colour in zip(
         fit.coefficients.T, fit.half_width.T, names, colours, strict=False
@@ -181,7 +186,7 @@ def _draw_shares(axes: Axes, ranking: list[dict[str, Any]]) -> None:
         places,
         [100 * entry["share"] for entry in ranking],
         xerr=[100 * entry["share_standard_error"] for entry in ranking],
-        color=[COLOURS["cfg" if name == cfg else "s2"] for name in names],
+        color=[COLORS["cfg" if name == cfg else "s2"] for name in names],
         error_kw={"elinewidth": 0.8},
     )
     axes.set_yticks(places, names)

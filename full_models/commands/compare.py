@@ -18,7 +18,7 @@ from full_models.commands.options import (
 )
 from full_models.commands.sample import draw, results
 from full_models.generation.run_folder import RunFolder
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 _INCHES = 1.1  # of one image
 

@@ -16,7 +16,7 @@ from full_models.generation.processes import ProcessOptions, is_first
 from full_models.generation.run import fill
 from full_models.generation.run_folder import machine
 from full_models.generation.shard_set import ShardFormat, ShardSet
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 
 @dataclasses.dataclass(frozen=True)

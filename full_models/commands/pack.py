@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from full_models.generation.pack import PackLayout, complete_set, pack
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 
 @dataclasses.dataclass(frozen=True)

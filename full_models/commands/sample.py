@@ -20,7 +20,7 @@ from full_models.commands.options import (
 from full_models.generation.images import grid_columns, make_grid, save_png
 from full_models.generation.run_folder import RunFolder, machine
 from full_models.generation.sampler import Batch
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 
 @dataclasses.dataclass(frozen=True)

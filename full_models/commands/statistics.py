@@ -21,7 +21,7 @@ from full_models.statistics import (
 )
 from full_models.statistics.measure import STATISTICS
 from gmm_guidance._runtime.files import jsonable, sha256, write_text
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 _TITLES = {name: name.replace("_", " ") for name in STATISTICS} | {
     "frechet_distance": "Fréchet distance"

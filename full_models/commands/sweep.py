@@ -23,7 +23,7 @@ from full_models.commands.options import (
 )
 from full_models.generation.processes import ProcessOptions, from_first, is_first
 from full_models.generation.shard_set import ShardSet
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 # Options of all settings: a sweep loads model and autoencoder once.
 _SHARED = ("mesh", "vae")

@@ -13,8 +13,7 @@ import numpy as np
 
 from full_models.generation.images import save_png
 from full_models.generation.shard_set import MANIFEST, ShardSet
-from gmm_guidance._runtime.directory_lock import DirectoryLock
-from gmm_guidance._runtime.files import atomic, atomic_folder
+from gmm_guidance._runtime.files import atomic, atomic_folder, locked_folder
 
 PackLayout = Literal["npz", "folder", "by-label"]
 Progress = Callable[[int], None]
@@ -66,7 +65,7 @@ def pack(folder: Path, out: Path, layout: PackLayout, progress: Progress) -> Pat
     """
     with contextlib.ExitStack() as stack:
         if os.access(folder, os.W_OK):  # else nobody changes it meanwhile
-            stack.enter_context(DirectoryLock(folder))
+            stack.enter_context(locked_folder(folder))
         return _pack(complete_set(folder), out, layout, progress)
 
 

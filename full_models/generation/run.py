@@ -16,9 +16,9 @@ import numpy as np
 from full_models.generation.processes import check_same, from_first, gather, is_first
 from full_models.generation.sampler import Batch
 from full_models.generation.shard_set import MANIFEST, Shard, ShardArrays, ShardSet
-from gmm_guidance._runtime.directory_lock import DirectoryLock
+from gmm_guidance._runtime.files import locked_folder
 from gmm_guidance._runtime.interruption import Interrupted, Interruption
-from gmm_guidance._runtime.reporter import Reporter, Task
+from gmm_guidance._runtime.progress import Reporter, Task
 
 _GOING, _STOPPING, _FAILED = 0, 1, 2
 
@@ -108,7 +108,7 @@ def _open(
             )
         out.mkdir(parents=True, exist_ok=True)
         stack.callback(_remove_if_empty, out)
-        stack.enter_context(DirectoryLock(out))
+        stack.enter_context(locked_folder(out))
         found[0] = shards.is_begun(resume)
         shards.remove_leftovers()
         found[1:] = _missing(shards, reporter)

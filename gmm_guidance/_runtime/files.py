@@ -1,45 +1,100 @@
-"""Files that are whole or not there, and numbers as JSON has them."""
+"""Atomic writes, folder locks and JSON conversion."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 
 _CHUNK = 1 << 22
 
 
-class atomic:
-    """A context that yields a temporary path and renames it if all went well."""
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, which replaces ``path`` unless an error is raised."""
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=".partial-", suffix=path.suffix
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, default_mode())
+        to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    def __init__(self, path: Path):
-        self.path = path
 
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(
-            dir=self.path.parent, prefix=".partial-", suffix=self.path.suffix
-        )
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes ``path`` unless an error is raised.
 
-    def __exit__(self, kind: Any, *details: Any) -> None:
-        if kind is None:
-            os.chmod(self.temporary, default_mode())
-            to_disk(self.temporary)
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+    Args:
+        path: absent, or an empty folder; missing parents are created.
+
+    Raises:
+        OSError: if it cannot be written, or if another process has filled ``path`` in
+            the meantime; the temporary folder is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".partial-"))
+    try:
+        yield temporary
+        # Temporary folders start out private; a folder's files must also be reachable.
+        mode = default_mode()
+        temporary.chmod(mode | (mode & 0o444) >> 2)
+        if path.is_dir():
+            path.rmdir()  # fails unless it is empty
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder for this process by a lock file inside it.
+
+    The kernel releases the lock when the process ends, so no stale lock remains.
+
+    Args:
+        folder: an existing folder.
+        name: name of the lock file.
+
+    Raises:
+        BlockingIOError: if another process holds the folder; the message names it.
+        OSError: if the folder cannot be written.
+    """
+    path = folder / name
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        holder = path.read_text().strip() if path.exists() else ""
+        raise BlockingIOError(
+            f"{folder} is in use by another process ({holder or 'unknown'}); wait for "
+            f"it, or choose another directory."
+        ) from None
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: nobody can hold it then
+        lock.release()
 
 
 def to_disk(path: Path) -> None:
-    """Not only to the cache: a rename must not survive a power cut without its file."""
+    """Flush a file to the disk: a rename must not survive a power cut without it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,59 +102,8 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
-class atomic_folder:
-    """A context that yields a temporary folder and renames it if all went well.
-
-    The place must be vacant: absent, or an empty folder. Where a context does not fit,
-    ``begin`` is followed by ``keep`` or ``discard``.
-
-    Args:
-        path: the place; folders above it are made.
-
-    Raises:
-        OSError: if it cannot be written, or, at the end, is not vacant any more; then
-            nothing is left.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def begin(self) -> Path:
-        """Make the temporary folder, beside the place."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        name = tempfile.mkdtemp(dir=self.path.parent, prefix=".partial-")
-        self.temporary = Path(name)
-        return self.temporary
-
-    def keep(self) -> None:
-        """Put the folder in its place."""
-        # Temporary folders start out private; a folder's files must also be reachable.
-        mode = default_mode()
-        try:
-            self.temporary.chmod(mode | (mode & 0o444) >> 2)
-            if self.path.is_dir():
-                self.path.rmdir()  # it is empty; if not any more, this fails
-            os.replace(self.temporary, self.path)
-        except BaseException:
-            self.discard()
-            raise
-
-    def discard(self) -> None:
-        """Remove the temporary folder, if it was not kept."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
-
-    def __enter__(self) -> Path:
-        return self.begin()
-
-    def __exit__(self, kind: Any, *details: Any) -> None:
-        if kind is None:
-            self.keep()
-        else:
-            self.discard()
-
-
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write a text file; complete or not at all."""
+    """Write a text file atomically; missing parents are created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
@@ -127,14 +131,14 @@ def sha256(path: Path) -> str:
 
 
 def default_mode() -> int:
-    """Permissions of a new file: temporary files start out private."""
+    """Permissions of a new file; those of temporary files are private."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
 
 
 def jsonable(value: Any) -> Any:
-    """Numbers of any kind as JSON has them; NaN becomes null."""
+    """Convert arrays, NumPy scalars and containers to JSON types; NaN becomes null."""
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

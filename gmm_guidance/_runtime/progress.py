@@ -1,49 +1,91 @@
-"""The progress bar of training; rich is imported only when one is shown."""
+"""Progress of a run: bars on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+_SECONDS_BETWEEN_LINES = 10.0
 
-class TrainingBar:
-    """A bar with loss, speed and time left, fed by ``TrainingProgress`` reports."""
 
-    def __init__(self, description: str = "training"):
-        self._description = description
-        self._bar = Progress(
+class Reporter:
+    """A display of tasks and their progress; used as a context manager."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
+        self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
-            TextColumn("{task.fields[speed]:.0f} steps/s"),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
         )
-        self._task: Any = None
 
-    def __enter__(self) -> TrainingBar:
-        self._bar.start()
+    def __enter__(self) -> Reporter:
+        self._progress.start()
         return self
 
     def __exit__(self, *details: Any) -> None:
-        self._bar.stop()
+        self._progress.stop()
 
-    def update(self, report: Any) -> None:
-        """Show one report."""
-        if self._task is None:
-            self._task = self._bar.add_task(
-                self._description, total=report.num_steps, loss=0.0, speed=0.0
+    def task(self, name: str, total: int) -> Task:
+        """Start a task of ``total`` units."""
+        return Task(self, name, total)
+
+    def say(self, text: str) -> None:
+        """Print a permanent line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+class Task:
+    """A task of a ``Reporter``; as a context manager it removes its bar at the end."""
+
+    def __init__(self, reporter: Reporter, name: str, total: int):
+        self._reporter = reporter
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._bar = reporter._progress.add_task(name, total=total, detail="")
+        self._started = self._line = time.monotonic()
+
+    def __enter__(self) -> Task:
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._reporter._progress.remove_task(self._bar)
+
+    def detail(self, text: str) -> None:
+        """Show what is being done."""
+        self._reporter._progress.update(self._bar, detail=text)
+
+    def advance(self, units: int = 1, detail: str | None = None) -> None:
+        """Count ``units`` more as done."""
+        self.move_to(self._done + units, detail)
+
+    def move_to(self, done: int, detail: str | None = None) -> None:
+        """Count ``done`` units of the task as done."""
+        self._done = done
+        if detail is not None:
+            self.detail(detail)
+        self._reporter._progress.update(self._bar, completed=done)
+        now = time.monotonic()
+        quiet = not self._reporter.console.is_terminal
+        if quiet and now - self._line > _SECONDS_BETWEEN_LINES:
+            self._line = now
+            self._reporter.say(
+                f"{self._name}: {done}/{self._total} after {now - self._started:.0f} s"
+                + (f", {detail}" if detail else "")
             )
-        self._bar.update(
-            self._task,
-            completed=report.step,
-            loss=report.loss,
-            speed=report.steps_per_second,
-        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jax.sharding import Mesh
 from gmm_guidance._runtime.checkpoints import Checkpoints
 from gmm_guidance._runtime.checks import check_key
 from gmm_guidance._runtime.interruption import Interruption
+from gmm_guidance._runtime.progress import Reporter
 from gmm_guidance.mixture.draw import sample_batch
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from gmm_guidance.sharding import num_batch_parts, replicate, shard_batch
@@ -124,7 +126,8 @@ def train_denoisers(
         checkpoint, description, seconds_between=_CHECKPOINT_SECONDS
     ) as checkpoints:
         run = _resume(checkpoints, config, start)
-        with _reporting(progress) as report, Interruption() as interruption:
+        reporting = _reporting(progress, config.num_steps)
+        with reporting as report, Interruption() as interruption:
             begun = time.monotonic()
             try:
                 while run.step < config.num_steps:
@@ -328,23 +331,16 @@ def _resume(checkpoints: Checkpoints, config: TrainingConfig, start: _State) -> 
     return _Run(0, start, (), ()) if found is None else _Run(found[0], *found[1])
 
 
-class _reporting:
-    """A context that yields the progress callback: a bar, the caller's, or nothing."""
-
-    def __init__(self, progress: bool | Progress):
-        self.progress = progress
-        self.bar: Any = None
-
-    def __enter__(self) -> Progress:
-        if callable(self.progress):
-            return self.progress
-        if not self.progress:
-            return lambda report: None
-        from gmm_guidance._runtime.progress import TrainingBar
-
-        self.bar = TrainingBar()
-        return self.bar.__enter__().update
-
-    def __exit__(self, *details):
-        if self.bar is not None:
-            self.bar.__exit__(*details)
+@contextlib.contextmanager
+def _reporting(progress: bool | Progress, num_steps: int) -> Iterator[Progress]:
+    """The progress callback: a bar, the caller's, or none."""
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda report: None
+    else:
+        with Reporter() as reporter, reporter.task("training", num_steps) as task:
+            yield lambda report: task.move_to(
+                report.step,
+                f"loss {report.loss:.4f}, {report.steps_per_second:.0f} steps/s",
+            )

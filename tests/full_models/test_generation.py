@@ -18,10 +18,9 @@ from full_models.generation import run, shard_set
 from full_models.generation.pack import complete_set, pack
 from full_models.generation.sampler import Batch
 from full_models.generation.shard_set import ShardSet
-from gmm_guidance._runtime.directory_lock import DirectoryLock
-from gmm_guidance._runtime.files import sha256
+from gmm_guidance._runtime.files import locked_folder, sha256
 from gmm_guidance._runtime.interruption import Interrupted
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 
 LABELS = np.arange(20, dtype=np.int32) % 3
 
@@ -262,15 +261,15 @@ def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path):
 def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from gmm_guidance._runtime.directory_lock import DirectoryLock\n"
-        f"with DirectoryLock(Path({str(tmp_path)!r})):\n"
+        "from gmm_guidance._runtime.files import locked_folder\n"
+        f"with locked_folder(Path({str(tmp_path)!r})):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )
     holder = start(["-c", code])
     try:
         assert holder.stdout.readline().strip() == "held"
         with pytest.raises(BlockingIOError, match=rf"process {holder.pid} on"):
-            with DirectoryLock(tmp_path):
+            with locked_folder(tmp_path):
                 pass
         with pytest.raises(BlockingIOError):
             fill(tmp_path)
@@ -278,7 +277,7 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path):
         holder.kill()
         holder.wait()
         holder.stdout.close()
-    with DirectoryLock(tmp_path):
+    with locked_folder(tmp_path):
         pass
 
 
@@ -401,5 +400,5 @@ def test_real_kills_at_file_operations(tmp_path):
 def test_a_set_in_work_is_not_packed(tmp_path):
     out = tmp_path / "out"
     fill(out)
-    with DirectoryLock(out), pytest.raises(BlockingIOError, match="in use"):
+    with locked_folder(out), pytest.raises(BlockingIOError, match="in use"):
         pack(out, tmp_path, "npz", lambda done: None)

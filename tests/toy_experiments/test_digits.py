@@ -12,7 +12,7 @@ pytest.importorskip("sklearn", reason="needs the digits extra: scikit-learn")
 from full_models import load_weights
 from full_models.training import DiTTraining
 from gmm_guidance._runtime.checkpoints import stored_steps
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 from toy_experiments import cli, digits
 from toy_experiments.common.images import MEASURES, Classifier, Reference
 from toy_experiments.common.page import marks

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from support import tiny_results
 
 import gmm_guidance as gg
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 from gmm_guidance.guidance.draws import RandomDraws
 from toy_experiments import explorer
 from toy_experiments.common.mixtures import make_mixture

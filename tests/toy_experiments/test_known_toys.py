@@ -9,7 +9,7 @@ import pytest
 
 import gmm_guidance as gg
 from gmm_guidance._runtime.files import jsonable
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 from toy_experiments import autoguidance_toy, cfg_zero_toy, power_distribution
 from toy_experiments.common.records import select, single
 from toy_experiments.common.store import Store

@@ -13,7 +13,7 @@ from flax import nnx
 from support.processes import run_python
 
 import gmm_guidance as gg
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 from toy_experiments.common.identity import code_version, digest_of, identity, sources
 from toy_experiments.common.networks import train_networks, trained
 from toy_experiments.common.store import Store

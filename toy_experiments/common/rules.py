@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import override
 
 import gmm_guidance as gg
-from gmm_guidance._runtime.palette import COLOURS
+from gmm_guidance._runtime.figure_style import COLORS as COLOURS
 from gmm_guidance.guidance.updates import ZeroVelocity
 
 #: Rules of the paper's figures, in the order of figures and tables.

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 import gmm_guidance
 from gmm_guidance._runtime.files import atomic, jsonable
-from gmm_guidance._runtime.reporter import Reporter
+from gmm_guidance._runtime.progress import Reporter
 from toy_experiments.common.identity import digest_of
 from toy_experiments.common.records import Metrics
 

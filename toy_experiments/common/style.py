@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -13,15 +12,14 @@ matplotlib.use("Agg")  # figures go to files; no display is needed
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.axis import Axis  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
 
-from gmm_guidance._runtime.palette import (  # noqa: E402
-    COLOURS,
+from gmm_guidance._runtime.figure_style import (  # noqa: E402
+    COLORS,
     COLUMN_WIDTH,
-    FIGURE_SETTINGS,
     PAGE_WIDTH,
     TRUTH,
+    figure_style,
+    plain_ticks,
 )
 from toy_experiments.common.records import Record  # noqa: E402
 
@@ -41,6 +39,7 @@ __all__ = [
     "step_axis",
 ]
 
+COLOURS = COLORS
 NETWORK_COLORS = {"exact": "#000000", "under": "#d55e00", "well": "#0072b2"}
 SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"  # lower is better: purple below zero, orange above
@@ -57,13 +56,6 @@ def step_axis(ax: Axes, steps: Sequence[int]) -> None:
     ax.set_xticks(list(steps), [f"{s}" for s in steps])
     ax.minorticks_off()
     ax.set_xlim(0.8 * min(steps), 1.25 * max(steps))
-
-
-def plain_ticks(axis: Axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5, written out."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def draw_measurements(
@@ -97,13 +89,3 @@ def legend_below(ax: Axes, columns: int) -> None:
     figure.legend(  # type: ignore[union-attr]
         *ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns
     )
-
-
-@contextmanager
-def figure_style() -> Iterator[None]:
-    """Draw in the common style; closes the figures made inside afterwards."""
-    with plt.rc_context(FIGURE_SETTINGS):  # type: ignore[arg-type]
-        try:
-            yield
-        finally:
-            plt.close("all")

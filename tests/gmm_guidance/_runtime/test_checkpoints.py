@@ -1,5 +1,6 @@
 """Checkpoints of training: exact, whole or not there, and never damaged ones."""
 
+import gc
 import itertools
 import json
 import os
@@ -18,7 +19,6 @@ import pytest
 from flax import nnx
 
 from gmm_guidance._runtime.checkpoints import Checkpoints, discard, stored_steps
-from gmm_guidance._runtime.checksums import checksums
 
 DESCRIPTION = {"kind": "test", "sizes": (1, 2)}
 
@@ -29,9 +29,8 @@ def tree_of(step):
         "floats": jnp.arange(6.0).reshape(2, 3) + step,
         "half": jnp.full((3,), step, jnp.bfloat16),
         "bits": jnp.array([True, step % 2 == 0]),
-        "complex": jnp.full((2,), step * 1j, jnp.complex64),
         "count": jnp.int32(step),
-        "empty": jnp.zeros((0, 3)),
+        "large": jax.random.normal(jax.random.key(step), (40, 40)),
     }
 
 
@@ -69,7 +68,8 @@ def restore(folder, description=DESCRIPTION, like=tree_of):
 def test_modules_and_states_of_optimisers_come_back(tmp_path):
     module = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     state = optax.adam(0.1).init(module)
-    tree = (module, state, [7, np.arange(3, dtype=np.int32)])
+    # More than ten: their names are not in the order of the alphabet.
+    tree = (module, state, [jnp.int32(i) for i in range(12)])
     with Checkpoints(tmp_path / "run", DESCRIPTION) as checkpoints:
         assert checkpoints.restore(lambda step: tree) is None
         checkpoints.save(5, tree)
@@ -98,7 +98,7 @@ def test_the_last_are_kept(folder):
 
 def test_nothing_is_kept_without_a_folder(tmp_path):
     with Checkpoints(None, DESCRIPTION, seconds_between=-1.0) as checkpoints:
-        assert not checkpoints.save_if_due(1, tree_of(1))
+        checkpoints.save_if_due(1, tree_of(1))
         checkpoints.save(1, tree_of(1))
         checkpoints.wait()
         assert checkpoints.restore(tree_of) is None
@@ -109,16 +109,15 @@ def test_nothing_is_kept_without_a_folder(tmp_path):
 def test_arrays_may_be_overwritten_once_saved(tmp_path):
     """What is written is what was there when ``save`` returned."""
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
-    donated, overwritten = jnp.zeros(1_000_000), np.zeros(1000, np.float32)
+    donated = jnp.zeros(1_000_000)
     with Checkpoints(tmp_path / "run", DESCRIPTION) as checkpoints:
-        checkpoints.save(1, [donated, overwritten])
-        overwritten += 5
+        checkpoints.save(1, [donated])
         for _ in range(10):
             donated = add(donated)
         donated.block_until_ready()
-    like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (donated, overwritten)]
+    like = [jax.ShapeDtypeStruct(donated.shape, donated.dtype)]
     _, found = restore(tmp_path / "run", like=lambda step: like)
-    assert not any(np.any(x) for x in found)
+    assert not np.any(found[0])
 
 
 def test_arrays_go_where_they_are_to_be(folder):
@@ -138,9 +137,11 @@ def test_saving_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 10**9)
     with Checkpoints(tmp_path, DESCRIPTION, seconds_between=3600) as checkpoints:
-        assert not checkpoints.save_if_due(1, tree_of(1))
+        checkpoints.save_if_due(1, tree_of(1))
+        assert stored_steps(tmp_path) == []
     with Checkpoints(tmp_path, DESCRIPTION, seconds_between=-1) as checkpoints:
-        assert all(checkpoints.save_if_due(step, tree_of(step)) for step in (1, 2, 3))
+        for step in (1, 2, 3):
+            checkpoints.save_if_due(step, tree_of(step))
     assert stored_steps(tmp_path) == [2, 3]
     step, found = restore(tmp_path)
     assert step == 3
@@ -150,26 +151,15 @@ def test_saving_now_and_then(tmp_path, monkeypatch):
 # --- what is refused
 
 
-def test_a_folder_of_something_else(folder, tmp_path):
+def test_a_folder_of_something_else(folder):
     with pytest.raises(ValueError, match=r"another run: sizes is \[1, 2\].*Delete it"):
         restore(folder, DESCRIPTION | {"sizes": [1, 3]})
     assert stored_steps(folder) == [20, 30]
-    with Checkpoints(folder, DESCRIPTION) as checkpoints:
-        with pytest.raises(ValueError, match="has step 30 and is to get 25"):
-            checkpoints.save(25, tree_of(25))
     (folder / "results.txt").touch()
-    with pytest.raises(ValueError, match="of its own, but has 'results.txt'"):
+    with pytest.raises(ValueError, match="no other content, but has 'results.txt'"):
         Checkpoints(folder, DESCRIPTION)
     with pytest.raises(ValueError, match="must be a folder, but is a file"):
         Checkpoints(folder / "results.txt", DESCRIPTION)
-    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
-        Checkpoints(tmp_path, DESCRIPTION, keep=0)
-
-
-def test_arrays_that_jax_would_round(tmp_path):
-    with Checkpoints(tmp_path, DESCRIPTION) as checkpoints:
-        with pytest.raises(ValueError, match="x is float64; convert it"):
-            checkpoints.save(1, {"x": np.ones(3)})
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -187,7 +177,7 @@ def test_a_disk_that_fills_while_writing(folder):
         with Checkpoints(folder, DESCRIPTION) as checkpoints:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
             try:
-                checkpoints.save(40, {"noise": noise})
+                checkpoints.save(40, {"noise": jnp.asarray(noise)})
                 checkpoints.wait()
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -219,7 +209,16 @@ DAMAGE = {f"bit at {p}": flip(p) for p in (0, 0.3, 0.7, 1)}
 DAMAGE |= {"truncated": truncate, "missing": Path.unlink}
 
 
+@pytest.fixture
+def abandoned_reads():
+    """Where one read of orbax fails, the others find its event loop closed."""
+    yield
+    time.sleep(0.1)
+    gc.collect()
+
+
 @pytest.mark.filterwarnings("ignore:checkpoint of step")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "damage",
     # The everyday tests damage one place, CI all of them.
@@ -230,7 +229,9 @@ DAMAGE |= {"truncated": truncate, "missing": Path.unlink}
         for name, damage in DAMAGE.items()
     ],
 )
-def test_damaged_files_never_give_other_values(saved, tmp_path, damage):
+def test_damaged_files_never_give_other_values(
+    saved, tmp_path, damage, abandoned_reads
+):
     """Each file of the newest checkpoint in turn."""
     steps = []
     for file in saved.glob("30/**/*"):
@@ -263,13 +264,13 @@ def test_a_damaged_checkpoint_is_replaced(folder):
 
 def test_a_record_that_was_edited(folder):
     """A description that would fit does not pass with another checksum."""
-    for change in ({"step": 31}, {"description": {"kind": "other"}}, {"checksums": {}}):
+    for change in ({"step": 31}, {"description": {"kind": "other"}}, {"arrays": {}}):
         for step in (20, 30):
             path = record_of(folder, step)
             content = json.loads(path.read_text())
             content["record"] |= change
             path.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match="all checkpoints in .*Delete it to start"):
+        with pytest.raises(ValueError, match="all checkpoints in .*Delete it to train"):
             restore(folder, change.get("description", DESCRIPTION))
     assert stored_steps(folder) == [20, 30]
 
@@ -312,51 +313,7 @@ def test_a_process_killed_while_it_writes(tmp_path):
     assert step in (2, 3) and np.unique(found["x"]) == step
 
 
-# --- checksums
-
-TYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "int32", "uint8", "int16"]
-WIDE = ["float64", "int64", "uint64", "complex128", "complex64"]
-
-
-def assert_each_bit_counts(name):
-    array = np.arange(1, 4).astype(jnp.dtype(name))
-    content = array.tobytes()
-    sums = {checksums({"x": jnp.asarray(array)})["x"]}
-    for bit in range(8 * len(content)):
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << (bit % 8)
-        changed = np.frombuffer(bytes(flipped), array.dtype)
-        sums.add(checksums({"x": jnp.asarray(changed)})["x"])
-    assert len(sums) == 8 * len(content) + 1
-    assert all(len(text) == 16 for text in sums)
-
-
-@pytest.mark.parametrize("name", TYPES)
-def test_each_bit_changes_the_checksum(name):
-    assert_each_bit_counts(name)
-
-
-@pytest.mark.parametrize("name", WIDE)
-def test_each_bit_of_wide_types_changes_the_checksum(name):
-    with jax.enable_x64(True):
-        assert_each_bit_counts(name)
-
-
-def test_checksums_know_positions_and_not_settings():
-    arrays = {
-        "a": jnp.arange(6).reshape(2, 3).astype(jnp.int32),
-        "b": jnp.array([[0, 1, 2], [3, 5, 4]], jnp.int32),
-        "c": jnp.zeros(3),
-        "d": jnp.zeros(4),
-        "e": jnp.array([False, True]),
-        "f": jnp.array([True, False]),
-        "empty": jnp.zeros((0, 2)),
-        "scalar": jnp.float32(1.5),
-    }
-    found = checksums(arrays)
-    assert len(set(found.values())) == len(arrays)
-    with jax.enable_x64(True):
-        assert checksums(arrays) == found
+# --- several devices, several runs
 
 
 _SHARDED = """
@@ -364,14 +321,12 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from gmm_guidance._runtime.checkpoints import Checkpoints
-from gmm_guidance._runtime.checksums import checksums
 
 assert jax.device_count() == 4
 mesh = jax.make_mesh((4,), ("data",))
 values = jnp.arange(4 * 6, dtype=jnp.float32).reshape(4, 6)
 places = [P("data"), P()]
 arrays = [jax.device_put(values, NamedSharding(mesh, place)) for place in places]
-assert len({checksums({"x": array})["x"] for array in (values, *arrays)}) == 1
 with Checkpoints(sys.argv[1], {}) as checkpoints:
     checkpoints.save(1, {"x": arrays[0]})
     checkpoints.wait()

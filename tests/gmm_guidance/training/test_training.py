@@ -163,7 +163,8 @@ def test_progress_is_reported(run, reports):
     assert reports[-1].loss == pytest.approx(float(run.losses[-1].mean()), rel=1e-5)
 
 
-def test_a_progress_bar_can_be_shown(run, capsys):
+def test_a_progress_bar_can_be_shown(run, capsys, monkeypatch):
+    monkeypatch.setattr("gmm_guidance._runtime.progress._SECONDS_BETWEEN_LINES", -1.0)
     train(progress=True)
     shown = capsys.readouterr().out
     loss = f"loss {float(run.losses[-1].mean()):.4f}"
