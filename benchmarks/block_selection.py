@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.dit_overhead import random_network
 from benchmarks.harness import alternating
-from full_models import DiT
+from gmm_guidance.blocks.process_stack import ProcessStack
 
 
 def block_selection(
@@ -106,7 +106,9 @@ def block_selection(
     }
 
 
-def _share_of_peak(network: DiT, batch: int, seconds: float) -> dict[str, float]:
+def _share_of_peak(
+    network: ProcessStack, batch: int, seconds: float
+) -> dict[str, float]:
     """Matrix products of the pass over what the device reaches on large ones alone."""
     c = network.config
     tokens, width = c.num_tokens, c.width

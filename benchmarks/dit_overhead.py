@@ -18,7 +18,8 @@ from flax import nnx
 
 import gmm_guidance as gg
 from benchmarks.harness import alternating
-from full_models import DiT, DiTConfig
+from full_models import DiT, DiTConfig, as_stack
+from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.guidance.draws import RandomDraws
 
 _STEPS = 20
@@ -28,7 +29,7 @@ _DRAWS = 5
 EVERY_CASE = ((1, 1), (2, 1), (3, 1), (1, 4))
 
 
-def random_network(name: str, **changes: Any) -> DiT:
+def random_network(name: str, **changes: Any) -> ProcessStack:
     """A network with random weights, also where training starts from zero."""
     config = DiTConfig.named(name, **changes)
     abstract = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
@@ -41,7 +42,7 @@ def random_network(name: str, **changes: Any) -> DiT:
 
     make = jax.jit(leaf, static_argnums=1)
     arrays = [make(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, arrays)
+    return as_stack(jax.tree.unflatten(structure, arrays))
 
 
 def dit_overhead(
@@ -139,7 +140,7 @@ def dit_run(
     }
 
 
-def _programs(network: DiT, batch: int) -> dict[str, Any]:
+def _programs(network: ProcessStack, batch: int) -> dict[str, Any]:
     label = jnp.arange(batch) % network.num_labels
     sigma = jnp.float32(1.0)
 
@@ -234,7 +235,7 @@ def _window_share() -> float:
     return len(inside) / _STEPS
 
 
-def _temporary(run: Any, network: DiT, x: jax.Array, draws: Any) -> int:
+def _temporary(run: Any, network: ProcessStack, x: jax.Array, draws: Any) -> int:
     return run.lower(network, x, draws).compile().memory_analysis().temp_size_in_bytes
 
 

@@ -84,6 +84,7 @@ def count_here(model: str, per_device: int, kind: str) -> dict[str, Any]:
     from flax import nnx
 
     import gmm_guidance as gg
+    from full_models import as_stack
     from full_models.models.dit.config import DiTConfig
     from full_models.models.dit.network import DiT
     from full_models.models.dit.weights import PLACEMENT
@@ -92,7 +93,7 @@ def count_here(model: str, per_device: int, kind: str) -> dict[str, Any]:
     count = jax.device_count()
     mesh = gg.MeshConfig(fsdp=count if kind == "fsdp" else 1).build()
     config = DiTConfig.named(model)
-    shapes = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
+    shapes = jax.eval_shape(lambda: as_stack(DiT(config, rngs=nnx.Rngs(0))))
     where = placements(shapes, mesh, PLACEMENT)
     network = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where

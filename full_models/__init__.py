@@ -2,7 +2,8 @@
 
 from full_models.models.autoencoder import KLConfig, KLDecoder, load_autoencoder
 from full_models.models.dit.config import DiTConfig
-from full_models.models.dit.network import DiT, WithVariance
+from full_models.models.dit.network import DiT
+from full_models.models.family import as_stack
 from full_models.weights.export import export_weights
 from full_models.weights.load import load_weights, model_names
 
@@ -11,7 +12,7 @@ __all__ = [
     "DiTConfig",
     "KLConfig",
     "KLDecoder",
-    "WithVariance",
+    "as_stack",
     "export_weights",
     "load_autoencoder",
     "load_weights",

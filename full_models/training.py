@@ -19,12 +19,14 @@ from jax.sharding import Mesh
 
 from full_models.models.dit.config import DiTConfig
 from full_models.models.dit.network import DiT
-from full_models.models.dit.parameterization import process_of, velocity_target
 from full_models.models.dit.weights import PLACEMENT
+from full_models.models.family import as_stack
 from gmm_guidance._runtime.checkpoints import Checkpoints
 from gmm_guidance._runtime.checks import check_key
 from gmm_guidance._runtime.interruption import Interruption
-from gmm_guidance.diffusion.process import DDPM
+from gmm_guidance.blocks.process_stack import ProcessStack
+from gmm_guidance.diffusion.parameterization import training_target
+from gmm_guidance.diffusion.process import DDPM, Process
 from gmm_guidance.sharding import num_batch_parts, place, replicate, shard_batch
 from gmm_guidance.training.train import TrainingProgress
 
@@ -114,10 +116,10 @@ def train_dit(
     *,
     report: Report | None = None,
     checkpoint: str | os.PathLike | None = None,
-    keep: Callable[[int, DiT], Any] | None = None,
+    keep: Callable[[int, ProcessStack], Any] | None = None,
     mesh: Mesh | None = None,
-) -> DiT:
-    """Train a network; returns its averaged weights.
+) -> ProcessStack:
+    """Train a network; returns it with averaged weights, see ``as_stack``.
 
     The loss is the mean squared error of what the network predicts: noise at uniform
     steps of the chain (DiT; the variance channels are not trained), or velocity at
@@ -165,7 +167,8 @@ def train_dit(
         found = checkpoints.restore(lambda step: start)
         step, state = found or (0, start)
         if keep is not None and step in training.kept_steps:
-            keep(step, state.average)  # what was interrupted may have been this
+            # What was interrupted may have been this.
+            keep(step, as_stack(state.average))
         with Interruption() as interruption:
             try:
                 while step < training.num_steps:
@@ -178,7 +181,7 @@ def train_dit(
                         speed = (step - before) / max(time.monotonic() - begun, 1e-9)
                         report(TrainingProgress(step, training.num_steps, loss, speed))
                     if keep is not None and step in training.kept_steps:
-                        keep(step, state.average)
+                        keep(step, as_stack(state.average))
                     checkpoints.save_if_due(step, state)
                     interruption.leave()
             except KeyboardInterrupt:
@@ -187,7 +190,7 @@ def train_dit(
                     checkpoints.wait()
                 raise
         checkpoints.remove()
-    return state.average
+    return as_stack(state.average)
 
 
 def _advance(
@@ -231,17 +234,16 @@ def training_loss(
     dropped = jax.random.bernoulli(drop_key, label_dropout, (n,))
     label = jnp.where(dropped, network.num_labels, label)
     noisy = clean + sigma[:, None, None, None] * noise
-    prediction = network.predict(noisy, sigma, label)[..., : clean.shape[-1]]
-    is_flow = network.config.process == "flow"
-    target = velocity_target(clean, noise) if is_flow else noise
+    stack = as_stack(network)
+    prediction = stack.predict(noisy, sigma, label)[..., : clean.shape[-1]]
+    target = training_target(stack.process, clean, noise, sigma, stack.prediction)
     return jnp.mean((prediction - target) ** 2)
 
 
-def _noise_levels(process: str, key: jax.Array, n: int) -> jax.Array:
-    chain = process_of(process)
-    if isinstance(chain, DDPM):
-        steps = jax.random.randint(key, (n,), 0, chain.num_steps)
-        return jnp.asarray(chain.sigmas(), jnp.float32)[steps]
+def _noise_levels(process: Process, key: jax.Array, n: int) -> jax.Array:
+    if isinstance(process, DDPM):
+        steps = jax.random.randint(key, (n,), 0, process.num_steps)
+        return jnp.asarray(process.sigmas(), jnp.float32)[steps]
     # logit(t) = -log(sigma): the logit-normal law of t is log-normal in sigma.
     return jnp.exp(jax.random.normal(key, (n,)))
 

@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
-from full_models import DiT, DiTConfig, export_weights
+from full_models import DiTConfig, export_weights
+from full_models.models.dit.config import SIT
 from full_models.training import DiTTraining
 from toy_experiments.common.experiment import (
     Config,
@@ -105,7 +106,7 @@ _NETWORK = DiTConfig(
     num_heads=4,
     num_labels=NUM_CLASSES,
     learn_sigma=False,
-    process="flow",
+    **SIT,
 )
 
 
@@ -299,12 +300,12 @@ def compute(config: DigitsConfig, store: Store) -> tuple[Tables, Arrays]:
 
 def trained(
     config: DigitsConfig, store: Store, data: ImageData, seed: int
-) -> dict[int, DiT]:
+) -> dict[int, gg.ProcessStack]:
     """The networks of a seed by training length."""
     return trained_transformers(store, data, config.network, config.training, seed)
 
 
-def _export(store: Store, network: DiT, seed: int, step: int) -> str:
+def _export(store: Store, network: gg.ProcessStack, seed: int, step: int) -> str:
     """Write the weights for ``full-models``; the path inside the results folder."""
     path = store.folder("digits") / "weights" / f"seed-{seed}-step-{step}.safetensors"
     path.parent.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from full_models.weights.table import Stored, Table
+from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.diffusion.schedule import Schedule
 from gmm_guidance.sampling.solvers import Solver
 from gmm_guidance.sharding import PathRules
@@ -145,8 +146,9 @@ class Family:
 
     Attributes:
         name: its name in messages and in files of our own layouts.
-        config: dataclass of the shape of a model.
-        build: makes the module of a config, with random parameters.
+        config: dataclass of the shape of a model, with its ``process`` and
+            ``prediction``.
+        build: makes the ``Backbone`` of a config, with random parameters.
         layouts: by name; the first is the default of an export.
         published: fields of the config that the name of a published model stands for.
         pipeline: of a config: how its models are sampled.
@@ -164,6 +166,12 @@ class Family:
     execution: tuple[str, ...] = ("compute_dtype",)
     placement: PathRules = ()
     subfolder: str = "transformer"
+
+
+def as_stack(backbone: Any) -> ProcessStack:
+    """A network of some family as a ``Denoiser`` and ``BlockStack``."""
+    config = backbone.config
+    return ProcessStack(backbone, config.process, config.prediction)
 
 
 def unknown_name(name: str, known: Iterable[str]) -> ValueError:

@@ -40,7 +40,7 @@ def export_weights(
     A file is replaced; a folder must be empty or absent.
 
     Args:
-        model: a model of ``load_weights`` or of the same classes.
+        model: a model of ``load_weights``, or its network alone.
         path: a folder, or a file ending in ``.safetensors``.
         layout: one of the above, where the family has it.
         dtype: type of the tensors; that of the parameters by default.
@@ -54,6 +54,7 @@ def export_weights(
         TypeError: if the model is of no known family.
         ImportError: for ``"orbax"``, without orbax.
     """
+    model = getattr(model, "backbone", model)
     config: Any = getattr(model, "config", None)
     family = next((f for f in FAMILIES if isinstance(config, f.config)), None)
     if family is None:

@@ -19,6 +19,7 @@ from full_models.models.family import (
     Inferred,
     Layout,
     Pipeline,
+    as_stack,
     unknown_name,
 )
 from full_models.models.registry import FAMILIES
@@ -28,6 +29,7 @@ from full_models.weights.table import Stored, fill, listed, native_table
 from full_models.weights.torch_file import read_torch
 from gmm_guidance._runtime.files import sha256
 from gmm_guidance._runtime.tensor_files import differences, load_description
+from gmm_guidance.diffusion.process import process_from_fields
 from gmm_guidance.sharding import placements
 
 # Descriptions of our own files: KIND, family, layout and config.
@@ -85,7 +87,8 @@ def load_weights(
             placement rules of the family; each parameter goes straight to its devices.
 
     Returns:
-        The model, a ``Denoiser`` and ``BlockStack`` of ``gmm_guidance``.
+        The model, a ``ProcessStack`` around its network: a ``Denoiser`` and
+        ``BlockStack`` of ``gmm_guidance`` with the network's ``config``.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
@@ -148,13 +151,18 @@ class Checkpoint:
                 placements(abstract, mesh, self.family.placement),
             )
         if self.layout == ORBAX:
-            return load_orbax(self.origin, abstract, dtype)
+            return self._complete(load_orbax(self.origin, abstract, dtype))
         if self.layout == NATIVE:
             table = native_table(abstract)
         else:
             layout = self.family.layouts[self.layout]
             table = layout.table(self.config, self.stored)
-        return fill(abstract, table, self.stored, str(self.origin), dtype)
+        filled = fill(abstract, table, self.stored, str(self.origin), dtype)
+        return self._complete(filled)
+
+    def _complete(self, network: Any) -> Any:
+        """A diffusion model as a stack; an autoencoder has no process, and is whole."""
+        return as_stack(network) if hasattr(self.config, "process") else network
 
 
 def open_checkpoint(
@@ -308,8 +316,18 @@ def _described(
             f"{path} describes a model that is not known here (family {name!r}, layout "
             f"{layout!r}, config {fields!r}); it may be of a newer version."
         )
-    fields = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
+    try:
+        fields = {name: _restored(value) for name, value in fields.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return family, str(layout), Inferred(fields)
+
+
+def _restored(value: Any) -> Any:
+    """A field of a config, from its JSON."""
+    if isinstance(value, dict):
+        return process_from_fields(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 # Which model it is.

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_concrete
-from gmm_guidance.blocks.shared_prefix import run_blocks
+from gmm_guidance.blocks.shared_prefix import run_blocks, run_rows
 from gmm_guidance.blocks.stack import run_block, run_segment_block
 from gmm_guidance.diffusion.parameterization import (
     Prediction,
@@ -112,6 +112,27 @@ class ProcessStack(WrappedStack):
     ) -> jax.Array:
         """Denoised samples, the shape of x, or with the variance channels."""
         return self._value(self.backbone.readout(hidden, context), x, sigma)
+
+    def with_variance(self) -> ProcessStack:
+        """The stack with ``return_variance``."""
+        return dataclasses.replace(self, return_variance=True)
+
+    def predict(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:
+        """What the network itself predicts at ``x`` and sigma, for training.
+
+        Learned variances are included. A backbone may define ``predict(x_t, time,
+        label)``, a plain forward pass whose gradient is cheaper than that of blocks
+        chosen by an index.
+        """
+        x_t, time = self._input(x, sigma)
+        if hasattr(self.backbone, "predict"):
+            return self.backbone.predict(x_t, time, label)
+        if not hasattr(self.backbone, "num_blocks"):
+            return self.backbone(x_t, time, label)
+        hidden, context = self.backbone.embed(x_t, time, label)
+        rows: Any = jax.tree.map(lambda a: a[None], (hidden, context))
+        hidden, _ = run_rows(self, *rows)
+        return self.backbone.readout(jax.tree.map(lambda a: a[0], hidden), context)
 
     @override
     def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:

@@ -147,12 +147,39 @@ def from_denoised(
         return kind.output(denoised, x, _spread(sigma, x, "t"))
     alpha, std = (_spread(a, x, "t") for a in (process.alpha(t), process.noise_std(t)))
     epsilon = (x - alpha * denoised) / std
-    if kind == "v":
-        return alpha * epsilon - std * denoised
-    if kind == "velocity":
-        alpha_rate, std_rate = _rates(process, x, t, kind)
-        return alpha_rate * denoised + std_rate * epsilon
-    return -epsilon / std if kind == "score" else epsilon
+    return _mix(kind, denoised, epsilon, alpha, std, _rates(process, x, t, kind))
+
+
+def training_target(
+    process: Process,
+    clean: ArrayLike,
+    noise: ArrayLike,
+    sigma: ArrayLike,
+    kind: Prediction,
+) -> jax.Array:
+    """What a network is trained to predict at ``x = clean + sigma * noise``.
+
+    Args:
+        process: the process that the network is trained with.
+        clean: samples ``[n, ...]``.
+        noise: standard normal noise, the shape of ``clean``.
+        sigma: noise level > 0, a scalar or ``[n]``.
+        kind: as in ``to_denoised``.
+
+    Returns:
+        The target, the shape of ``clean``.
+
+    Raises:
+        ValueError: for an unknown kind, or shapes that do not fit.
+    """
+    check_prediction(kind)
+    clean, noise = _pair(clean, noise, "noise")
+    level = _spread(as_floats(sigma), clean, "sigma")
+    if isinstance(kind, EDMPrediction):
+        return kind.output(clean, clean + level * noise, level)
+    alpha = process.noisy_input(jnp.ones_like(level), level)
+    rates = _rates(process, clean, process.time(sigma), kind)
+    return _mix(kind, clean, noise, alpha, alpha * level, rates)
 
 
 def denoised_at_sigma(
@@ -243,6 +270,18 @@ def check_prediction(kind: Any) -> None:
         f"unknown kind of prediction {kind!r}; choose one of {', '.join(PREDICTIONS)} "
         f"or, for EDM's F, an EDMPrediction with the data's scale and mean."
     )
+
+
+def _mix(kind, denoised, epsilon, alpha, std, rates) -> jax.Array:
+    """The prediction, a linear combination of the sample and the noise."""
+    if kind == "epsilon":
+        return epsilon
+    if kind == "v":
+        return alpha * epsilon - std * denoised
+    if kind == "velocity":
+        alpha_rate, std_rate = rates
+        return alpha_rate * denoised + std_rate * epsilon
+    return -epsilon / std if kind == "score" else denoised
 
 
 def _solve(kind, y, x, alpha, std, rates) -> jax.Array:

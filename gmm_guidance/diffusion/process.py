@@ -12,6 +12,8 @@ import abc
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +28,9 @@ class Process(abc.ABC):
     """Base of all processes: hashable and static, with arrays of times as arguments.
 
     All methods are elementwise and keep the shape of their argument. ``alpha``,
-    ``noise_std`` and their rates belong to ``x_t``;
-    ``sigma`` is the noise level of ``x_t / alpha``.
+    ``noise_std`` and their rates belong to ``x_t``; ``sigma`` is the noise level of
+    ``x_t / alpha``. A constant field ``name`` tells processes apart in files, see
+    ``process_from_fields``.
     """
 
     @abc.abstractmethod
@@ -72,6 +75,8 @@ class VE(Process):
 
     Karras et al. 2022 (arXiv 2206.00364). Valid times: ``t >= 0``.
     """
+
+    name: str = dataclasses.field(default="VE", init=False, repr=False)
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """One."""
@@ -122,6 +127,7 @@ class VP(Process):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+    name: str = dataclasses.field(default="VP", init=False, repr=False)
 
     def __post_init__(self):
         if not 0 < self.beta_min <= self.beta_max < math.inf:
@@ -196,6 +202,7 @@ class RectifiedFlow(Process):
     """
 
     data_at_one: bool = False
+    name: str = dataclasses.field(default="RectifiedFlow", init=False, repr=False)
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """``1 - t``, or ``t`` with data at one."""
@@ -257,6 +264,7 @@ class DDPM(Process):
     beta_start: float = 1e-4
     beta_end: float = 2e-2
     integer_times: bool = False
+    name: str = dataclasses.field(default="DDPM", init=False, repr=False)
 
     def __post_init__(self):
         if not isinstance(self.num_steps, (int, np.integer)) or self.num_steps < 2:
@@ -343,6 +351,23 @@ class DDPM(Process):
     @override
     def noisy_input(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
         return x * jax.lax.rsqrt(1.0 + sigma**2)
+
+
+def process_from_fields(fields: Mapping[str, Any]) -> Process:
+    """The process of its ``dataclasses.asdict``, as configurations are stored.
+
+    Raises:
+        ValueError: if they are not those of a process of this module.
+    """
+    known = {kind.name: kind for kind in (VE, VP, DDPM, RectifiedFlow)}
+    try:
+        rest = dict(fields)
+        return known[rest.pop("name", None)](**rest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a process must have a name ({', '.join(known)}) and its own fields, got "
+            f"{fields!r}; it may be of a newer or older version."
+        ) from error
 
 
 def as_floats(value: ArrayLike) -> jax.Array:

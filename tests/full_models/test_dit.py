@@ -7,19 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles.dits import TINY, random_dit, without_blocks
+from oracles.dits import FLOW, TINY, random_dit, without_blocks
 
 import gmm_guidance as gg
-from full_models import DiT, DiTConfig, WithVariance, model_names
-from full_models.models.dit.encodings import position_table, time_features
-from full_models.models.dit.parameterization import (
-    denoised,
-    network_input,
-    network_time,
-)
+from full_models import DiT, DiTConfig, as_stack, model_names
+from full_models.models.dit.layers import position_table
+from full_models.models.layers import from_patches, time_features, to_patches
 from gmm_guidance.diffusion.parameterization import to_denoised
-
-FLOW = dataclasses.replace(TINY, process="flow")
 
 
 def inputs(n=3, config=TINY, seed=0):
@@ -45,7 +39,10 @@ def test_published_sizes(name, millions):
 def test_names_and_their_shapes():
     assert len(model_names()) == 24
     sit = DiTConfig.named("SiT-XL/2", input_size=64)
-    assert (sit.process, sit.depth, sit.width, sit.num_heads) == ("flow", 28, 1152, 16)
+    assert (sit.depth, sit.width, sit.num_heads) == (28, 1152, 16)
+    assert (sit.process, sit.prediction) == (gg.RectifiedFlow(True), "velocity")
+    dit = DiTConfig.named("DiT-S/8")
+    assert (dit.process, dit.prediction) == (gg.DDPM(integer_times=True), "epsilon")
     assert (sit.num_tokens, sit.out_channels) == (1024, 8)
 
 
@@ -54,7 +51,8 @@ def test_fresh_network_predicts_zero():
 
     @jax.jit
     def fresh(sigma):
-        return [DiT(c, rngs=nnx.Rngs(0))(x, sigma, label) for c in (TINY, FLOW)]
+        networks = (as_stack(DiT(c, rngs=nnx.Rngs(0))) for c in (TINY, FLOW))
+        return [network(x, sigma, label) for network in networks]
 
     chain, flow = fresh(3.0)
     np.testing.assert_array_equal(chain, x)  # D = x - sigma 0
@@ -65,10 +63,8 @@ def test_fresh_network_predicts_zero():
 def test_predict_is_what_denoising_uses(config):
     """Through the process's own variables, as the conversions have them."""
     network, (x, label) = random_dit(config), inputs()
-    if config.process == "ddpm":
-        t, process, kind = 612, gg.DDPM(), "epsilon"
-    else:
-        t, process, kind = 0.37, gg.RectifiedFlow(data_at_one=True), "velocity"
+    process, kind = config.process, config.prediction
+    t = 612 if kind == "epsilon" else 0.37
     sigma, alpha = process.sigma(t), process.alpha(t)
     run = jax.jit(lambda n: (n.predict(x, sigma, label), n(x, sigma, label)))
     prediction, found = run(network)
@@ -77,16 +73,32 @@ def test_predict_is_what_denoising_uses(config):
     np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
 
 
-def test_times_and_inputs_of_the_processes():
-    chain = gg.DDPM()
-    steps = np.array([0, 1, 250, 999])
-    np.testing.assert_array_equal(network_time("ddpm", chain.sigmas()[steps]), steps)
-    assert network_time("ddpm", 1e6) == 999
-    np.testing.assert_allclose(network_time("flow", [0.0, 1.0, 3.0]), [1, 0.5, 0.25])
-    x, sigma = jnp.ones(1), jnp.asarray(3.0)
-    np.testing.assert_allclose(network_input("ddpm", x, sigma), [0.1**0.5], rtol=1e-6)
-    np.testing.assert_allclose(network_input("flow", x, sigma), [0.25])
-    np.testing.assert_allclose(denoised("flow", x, x, sigma), [1.0])
+def test_what_the_networks_are_given():
+    """DiT: the nearest integer step and unit scale; SiT: t = 1 / (1 + sigma)."""
+    given = []
+
+    class Recorder:
+        def __call__(self, x_t, time, label):
+            given.append((float(time[0]), float(x_t[0, 0])))
+            return x_t
+
+    x, sigmas = jnp.ones((1, 1)), gg.DDPM().sigmas()
+    for config, levels in ((TINY, (sigmas[0], sigmas[250], 1e6)), (FLOW, (1.0, 3.0))):
+        for sigma in levels:
+            gg.ProcessStack(Recorder(), config.process, config.prediction)(x, sigma)
+    times, inputs = zip(*given, strict=True)
+    assert times == (0.0, 250.0, 999.0, 0.5, 0.25)
+    scales = 1 / np.sqrt(1 + sigmas[[0, 250]] ** 2)
+    np.testing.assert_allclose(inputs, [*scales, 1e-6, 0.5, 0.25], rtol=1e-5)
+
+
+def test_patches_by_hand():
+    """Tokens along rows; features by row, column in the patch, channel."""
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    tokens = to_patches(x, 2)
+    assert tokens.shape == (2, 6, 12)
+    np.testing.assert_array_equal(tokens[1, 4], x[1, 2:4, 2:4].ravel())  # row 1, col 1
+    np.testing.assert_array_equal(from_patches(tokens, 2, 4), x)
 
 
 def test_position_table_by_hand():
@@ -208,7 +220,7 @@ def test_gradients_with_and_without_remat():
 
 def test_learned_variance_comes_along():
     network, (x, label) = random_dit(), inputs()
-    both = WithVariance(network)
+    both = network.with_variance()
 
     @jax.jit
     def run(both, network):
@@ -239,7 +251,8 @@ def test_learned_variance_comes_along():
         ({"input_size": 9}, "multiple of patch_size=2, got 9; use 8 or 10"),
         ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
         ({"width": 10}, "width must be a multiple of num_heads=2 and of 4"),
-        ({"process": "edm"}, "'ddpm' .* or 'flow'"),
+        ({"process": "edm"}, "process must be a noise process .*, got 'edm'"),
+        ({"prediction": "edm"}, "prediction must be one of x0, epsilon, .*got 'edm'"),
         ({"compute_dtype": "float16"}, "compute_dtype"),
         ({"mlp_ratio": -1.0}, "mlp_ratio must be > 0"),
     ],
@@ -253,14 +266,15 @@ def test_bad_input():
     network, (x, label) = random_dit(), inputs()
     with pytest.raises(ValueError, match="Did you mean 'DiT-XL/2'"):
         DiTConfig.named("DiT-XL2")
-    with pytest.raises(ValueError, match=r"\[n, 8, 8, 2\] \(channels last\)"):
+    with pytest.raises(ValueError, match=r"\[n, 8, 8, 2\].*channels last"):
         network(x.transpose(0, 3, 1, 2), 1.0, label)
     with pytest.raises(ValueError, match="sigma must be > 0"):
         network(x, 0.0, label)
     with pytest.raises(ValueError, match=r"label must be in 0..4 .* got \[7\]"):
         gg.guided_sample(jax.random.key(0), network, 7, num_samples=2)
-    with pytest.raises(ValueError, match="learn_sigma=True"):
-        WithVariance(random_dit(dataclasses.replace(TINY, learn_sigma=False)))
+    with pytest.raises(ValueError, match="needs a network with a learned variance"):
+        plain = random_dit(dataclasses.replace(TINY, learn_sigma=False))
+        plain.with_variance()(x, 1.0, label)
     with pytest.raises(ValueError, match="drop"):
         rule = gg.S2Guidance(2.0, num_dropped=4)
         gg.guided_sample(

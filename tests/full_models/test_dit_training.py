@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from oracles.dits import TINY
 
+from full_models.models.dit.config import DIT
 from full_models.training import DiTTraining, train_dit
 from gmm_guidance._runtime.checkpoints import stored_steps
 from gmm_guidance._runtime.interruption import Interrupted
@@ -33,7 +34,7 @@ def test_noise_prediction_is_learned():
     train_dit(
         jax.random.key(0),
         *data(),
-        dataclasses.replace(SMALL, process="ddpm", learn_sigma=True),
+        dataclasses.replace(SMALL, **DIT, learn_sigma=True),
         dataclasses.replace(TRAINING, num_steps=200, snapshots=(), ema_decay=0.9),
         report=lambda progress: losses.append(progress.loss),
     )

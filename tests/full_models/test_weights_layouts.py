@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles.dits import TINY, random_dit
+from oracles.dits import TINY, random_backbone
 
 from full_models import DiT, DiTConfig
+from full_models.models.dit.config import SIT
 from full_models.models.dit.weights import (
     POSITIONS,
     config_from_diffusers,
@@ -39,7 +40,7 @@ ODD = DiTConfig(
     num_heads=3,
     num_labels=7,
     learn_sigma=False,
-    process="flow",
+    **SIT,
 )
 CONFIGS = pytest.mark.parametrize("config", [TINY, ODD], ids=["tiny", "odd"])
 LAYOUTS = {
@@ -73,7 +74,7 @@ def assert_same(found, expected):
 @CONFIGS
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_written_tensors_have_the_listed_shapes_and_come_back(config, name):
-    model = random_dit(config)
+    model = random_backbone(config)
     layout = LAYOUTS[name](config, model)
     tensors = dump(model, layout)
     assert {n: a.shape for n, a in tensors.items()} == layout.shapes()
@@ -86,7 +87,7 @@ def test_written_tensors_have_the_listed_shapes_and_come_back(config, name):
 @CONFIGS
 def test_official_tensors_by_hand(config):
     """Each product as PyTorch has it, ``weight @ input``, on the module's own parts."""
-    model = random_dit(config)
+    model = random_backbone(config)
     tensors = dump(model, official_table(config))
     rng = np.random.default_rng(0)
     p, channels, width = config.patch_size, config.in_channels, config.width
@@ -121,7 +122,7 @@ def test_official_tensors_by_hand(config):
 
 @CONFIGS
 def test_diffusers_has_the_same_tensors_under_other_names(config):
-    model = random_dit(config)
+    model = random_backbone(config)
     theirs = dump(model, official_table(config))
     ours = dump(model, diffusers_table(config))
     expected = {}
@@ -165,8 +166,8 @@ def test_diffusers_has_the_same_tensors_under_other_names(config):
 
 
 def test_native_names_are_paths_in_the_module():
-    assert {*native_table(abstract(TINY)).entries} == {*parameters(random_dit())}
-    assert "blocks.attn.qkv.kernel" in parameters(random_dit())
+    assert {*native_table(abstract(TINY)).entries} == {*parameters(random_backbone())}
+    assert "blocks.attn.qkv.kernel" in parameters(random_backbone())
 
 
 # --- refusals
@@ -174,7 +175,7 @@ def test_native_names_are_paths_in_the_module():
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed():
     layout = official_table(TINY)
-    tensors = dump(random_dit(), layout)
+    tensors = dump(random_backbone(), layout)
     del tensors["blocks.2.mlp.fc1.weight"]
     tensors["blocks.4.mlp.fc1.weight"] = np.zeros((3, 4), np.float32)
     tensors["pos_embed"] = tensors["pos_embed"][:, :9]
@@ -200,7 +201,7 @@ def test_many_problems_are_counted():
 @pytest.mark.parametrize("name", ["official", "positions"])
 def test_another_table_of_positions_is_refused(name):
     layout = LAYOUTS[name](TINY, None)
-    tensors = dump(random_dit(), layout)
+    tensors = dump(random_backbone(), layout)
     key = "pos_embed" if name == "official" else POSITIONS
     rows = tensors[key].reshape(4, 4, 16)
     tensors[key] = rows.transpose(1, 0, 2).reshape(1, 16, 16)  # rows for columns
@@ -213,7 +214,7 @@ def test_another_table_of_positions_is_refused(name):
 
 def test_table_of_positions_in_half_precision_is_rounded():
     layout = official_table(TINY)
-    tensors = dump(random_dit(), layout)
+    tensors = dump(random_backbone(), layout)
     tensors["pos_embed"] = tensors["pos_embed"].astype(jnp.bfloat16)
     fill(abstract(TINY), layout, in_memory(tensors), "x")
 
@@ -228,7 +229,7 @@ def test_table_of_positions_in_half_precision_is_rounded():
 )
 def test_copies_of_embeddings_must_be_equal(name):
     layout = diffusers_table(TINY)
-    tensors = dump(random_dit(), layout)
+    tensors = dump(random_backbone(), layout)
     key = f"transformer_blocks.3.norm1.emb.{name}"
     tensors[key].reshape(-1)[-1] += 1e-5
     with pytest.raises(ValueError, match=f"{key} must equal transformer_blocks.0.*a c"):
@@ -238,7 +239,7 @@ def test_copies_of_embeddings_must_be_equal(name):
 def test_faulty_tables_are_noticed():
     model = abstract(TINY)
     layout = native_table(model)
-    stored = in_memory(dump(random_dit(), layout))
+    stored = in_memory(dump(random_backbone(), layout))
     wrong = Table({n: e for n, e in layout.entries.items() if n != "labels"})
     stored_without = {n: t for n, t in stored.items() if n != "labels"}
     with pytest.raises(ValueError, match="disagree on .*labels"):
@@ -306,7 +307,7 @@ def test_published_configuration_of_the_older_class():
         ({"num_layers": None}, "must have num_layers"),
         ({"sample_size": [8, 8]}, "input_size must be a whole number"),
         ({"attention_head_dim": 9}, "width must be a multiple"),
-        ({"_gmm_guidance": {"process": "edm"}}, "process must be"),
+        ({"_gmm_guidance": {"process": "edm"}}, "a process must have a name"),
     ],
 )
 def test_configurations_that_are_not_ours(changes, message):

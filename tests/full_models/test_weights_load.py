@@ -16,7 +16,8 @@ from oracles import torch_zip
 from oracles.dits import TINY, random_dit
 
 import full_models
-from full_models import DiTConfig, WithVariance, export_weights, load_weights
+from full_models import DiTConfig, export_weights, load_weights
+from full_models.models.dit.config import SIT
 from full_models.models.dit.weights import diffusers_table, official_table
 from full_models.weights import load
 from full_models.weights.load import DIFFUSERS_FILE, open_checkpoint
@@ -24,8 +25,12 @@ from full_models.weights.table import StoredTensor, dump
 from gmm_guidance._runtime.tensor_files import load_description, save_tree
 
 LAYOUTS = ["diffusers", "official", "native", "orbax"]
-FLOW = dataclasses.replace(TINY, process="flow", num_heads=4)
+FLOW = dataclasses.replace(TINY, **SIT, num_heads=4)
 MODEL = random_dit()
+
+
+class Wrapped:
+    config = None
 
 
 def place(folder, layout):
@@ -33,7 +38,9 @@ def place(folder, layout):
 
 
 def write_official(path, model=MODEL, **changes):
-    return torch_zip.write(path, dump(model, official_table(model.config)) | changes)
+    return torch_zip.write(
+        path, dump(model.backbone, official_table(model.config)) | changes
+    )
 
 
 def assert_same(found, expected):
@@ -100,7 +107,7 @@ def test_how_a_network_is_run_is_the_callers_choice(tmp_path):
 def test_official_tensors_in_any_file(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
-        tensors = dump(MODEL, official_table(TINY))
+        tensors = dump(MODEL.backbone, official_table(TINY))
         safetensors.numpy.save_file(tensors, path)
     else:
         write_official(path)
@@ -109,7 +116,7 @@ def test_official_tensors_in_any_file(tmp_path, suffix):
 
 def test_entry_of_a_training_checkpoint(tmp_path):
     other = random_dit(seed=2)
-    trees = [dump(m, official_table(TINY)) for m in (MODEL, other)]
+    trees = [dump(m.backbone, official_table(TINY)) for m in (MODEL, other)]
     path = torch_zip.write(tmp_path / "a.pt", {"ema": trees[0], "model": trees[1]})
     assert_same(load_weights(path, TINY), MODEL)
     assert_same(load_weights(path, TINY, root="model"), other)
@@ -136,7 +143,7 @@ def test_diffusers_folders_and_files(tmp_path):
         load_weights(other)
     with pytest.raises(ValueError, match="must be a folder of diffusers.*ema"):
         load_weights(folder)
-    tensors = dump(MODEL, diffusers_table(TINY, positions=True))
+    tensors = dump(MODEL.backbone, diffusers_table(TINY, positions=True))
     path = torch_zip.write(tmp_path / "with_positions.pt", tensors)
     assert_same(load_weights(path, TINY), MODEL)
 
@@ -144,12 +151,12 @@ def test_diffusers_folders_and_files(tmp_path):
 def test_process_that_diffusers_does_not_record(tmp_path):
     folder = export_weights(MODEL, tmp_path / "a")
     fields = json.loads((folder / "config.json").read_text())
-    with pytest.raises(ValueError, match="process is 'ddpm', expected 'flow'"):
-        load_weights(folder, dataclasses.replace(TINY, process="flow"))
+    with pytest.raises(ValueError, match="process is DDPM.*, expected Rectified"):
+        load_weights(folder, dataclasses.replace(TINY, **SIT))
     del fields["_gmm_guidance"]
     (folder / "config.json").write_text(json.dumps(fields))
     assert_same(load_weights(folder), MODEL)
-    flow = dataclasses.replace(TINY, process="flow")
+    flow = dataclasses.replace(TINY, **SIT)
     assert load_weights(folder, flow).config == flow
 
 
@@ -211,8 +218,11 @@ def test_contradictions_name_the_fields(config_of):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_files_that_know_their_model_contradict_another(tmp_path, layout):
     path = export_weights(MODEL, place(tmp_path, layout), layout)
-    other = dataclasses.replace(TINY, num_heads=4, process="flow")
-    message = "num_heads is 2, expected 4; process is 'ddpm', expected 'flow'"
+    other = dataclasses.replace(TINY, num_heads=4, **SIT)
+    message = (
+        "num_heads is 2, expected 4; prediction is 'epsilon', expected 'velocity'; "
+        "process is DDPM"
+    )
     with pytest.raises(ValueError, match=message):
         load_weights(path, other)
     with pytest.raises(ValueError, match="not hold 'DiT-S/2': depth is 4, expected"):
@@ -222,7 +232,8 @@ def test_files_that_know_their_model_contradict_another(tmp_path, layout):
 def test_unpublished_shapes_need_a_configuration(tmp_path):
     path = write_official(tmp_path / "a.pt")
     with pytest.raises(
-        ValueError, match="num_heads, process of.*pass its DiTConfig.*depth = 4"
+        ValueError,
+        match="num_heads, process, prediction of.*pass its DiTConfig",
     ):
         load_weights(path)
     with pytest.raises(ValueError, match="depth is 4, expected 5"):
@@ -248,7 +259,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
         "blocks.1.attn.qkv.bias expected (48,), found (7,)",
     ):
         assert part in str(caught.value)
-    tensors = dump(MODEL, official_table(TINY))
+    tensors = dump(MODEL.backbone, official_table(TINY))
     del tensors["x_embedder.proj.weight"]
     torch_zip.write(path, tensors)
     with pytest.raises(ValueError, match="missing: x_embedder.proj.weight"):
@@ -378,8 +389,8 @@ def test_requests_that_cannot_be_met(tmp_path):
             export_weights(MODEL, tmp_path / "a.pt", layout)
     with pytest.raises(ValueError, match="layout must be one of diffusers, official"):
         export_weights(MODEL, tmp_path / "a", "numpy")
-    with pytest.raises(TypeError, match="one of load_weights .DiT., got WithVar"):
-        export_weights(WithVariance(MODEL), tmp_path / "a")
+    with pytest.raises(TypeError, match="one of load_weights .DiT., got Wrapped"):
+        export_weights(Wrapped(), tmp_path / "a")
     odd = random_dit(dataclasses.replace(TINY, mlp_ratio=3))
     with pytest.raises(ValueError, match="mlp_ratio must be 4 in diffusers"):
         export_weights(odd, tmp_path / "a")

@@ -11,7 +11,9 @@ import pytest
 from oracles import torch_dit
 from oracles.dit_values import drop_blocks, predictions, relative_error
 
+import gmm_guidance as gg
 from full_models import DiTConfig, export_weights, load_weights
+from full_models.models.dit.config import DIT, SIT
 from full_models.models.dit.weights import official_table
 from full_models.weights.table import dump
 
@@ -20,6 +22,7 @@ pytest.importorskip("diffusers", reason="needs the oracle extra: diffusers")
 
 # The golden files test the same in the everyday command.
 pytestmark = pytest.mark.ci
+FAMILIES = {"ddpm": DIT, "flow": SIT}
 TOLERANCE = 1e-5
 STEPS = np.array([0, 1, 250, 999])
 TIMES = np.array([0.01, 0.25, 0.5, 0.99], np.float32)
@@ -72,9 +75,9 @@ def sample(model, x, times, labels):
 def test_outputs(saved, process, times):
     model, path = saved
     network = load_weights(path)
-    assert network.config.process == "ddpm"
+    assert network.config.process == gg.DDPM(integer_times=True)
     if process == "flow":
-        config = dataclasses.replace(network.config, process="flow")
+        config = dataclasses.replace(network.config, **SIT)
         network = load_weights(path, config)
     x, labels = inputs(model)
     expected = sample(model, x, times, labels)
@@ -104,7 +107,7 @@ def test_null_label_is_no_label(small, small_folder):
 )
 def test_dropped_blocks(small, small_folder, process, times, dropped):
     config = DiTConfig(
-        input_size=8, width=16, depth=3, num_heads=2, num_labels=10, process=process
+        input_size=8, width=16, depth=3, num_heads=2, num_labels=10, **FAMILIES[process]
     )
     network = load_weights(small_folder, config)
     x, labels = inputs(small)
@@ -133,7 +136,8 @@ def test_gradients_of_all_parameters(small, small_folder, remat):
     def loss(network):
         return jnp.sum(predictions(network, x, STEPS, labels) * weights.numpy())
 
-    gradients = dump(jax.jit(jax.grad(loss))(network), official_table(config))
+    gradients = jax.jit(jax.grad(loss))(network).backbone
+    gradients = dump(gradients, official_table(config))
     assert gradients.keys() == expected.keys()
     for name in gradients.keys() - {"pos_embed"}:
         assert relative_error(gradients[name], expected[name]) < 1e-4, name
@@ -169,7 +173,9 @@ def test_other_types(small, small_folder, tmp_path, dtype):
     kind = getattr(torch, dtype)
     torch.save({n: t.to(kind) for n, t in state.items()}, tmp_path / "a.pt")
     config = load_weights(small_folder).config
-    found = dump(load_weights(tmp_path / "a.pt", config), official_table(config))
+    found = dump(
+        load_weights(tmp_path / "a.pt", config).backbone, official_table(config)
+    )
     for name in state.keys() - {"pos_embed"}:
         np.testing.assert_array_equal(found[name], state[name].to(kind).float())
     narrow = load_weights(tmp_path / "a.pt", config, dtype="bfloat16")
@@ -228,7 +234,7 @@ def test_diffusers_loads_what_is_exported(small, small_folder, tmp_path, process
     """Without a word, with equal values, and back again."""
     import diffusers
 
-    config = dataclasses.replace(load_weights(small_folder).config, process=process)
+    config = dataclasses.replace(load_weights(small_folder).config, **FAMILIES[process])
     network = load_weights(small_folder, config)
     export_weights(network, tmp_path / "ours")
     with warnings.catch_warnings(record=True) as said:
@@ -240,7 +246,7 @@ def test_diffusers_loads_what_is_exported(small, small_folder, tmp_path, process
     assert model.config.norm_eps == 1e-6
     model.save_pretrained(tmp_path / "theirs")
     fields = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    assert fields["_gmm_guidance"] == {"process": process}
+    assert fields["_gmm_guidance"]["process"]["name"] == config.process.name
     for name in ("ours", "theirs"):
         assert_same(load_weights(tmp_path / name), network)
     x, labels = inputs(small)

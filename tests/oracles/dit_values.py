@@ -13,7 +13,7 @@ def inputs(network, x, times):
     """The library's samples and noise levels for the network's input and times."""
     x = jnp.asarray(np.moveaxis(np.asarray(x), 1, -1))
     times = np.asarray(times)
-    if network.config.process == "ddpm":
+    if isinstance(network.config.process, gg.DDPM):
         sigma = gg.DDPM().sigmas()[times]
         scale = np.sqrt(1.0 + sigma**2)
     else:
@@ -38,7 +38,7 @@ def drop_blocks(network, x, times, labels, dropped):
     values = np.asarray(_evaluate(network, noisy, sigma, labels, dropped), np.float64)
     noisy, level = (np.asarray(a, np.float64) for a in (noisy, sigma))
     level = level[:, None, None, None]
-    if network.config.process == "ddpm":
+    if isinstance(network.config.process, gg.DDPM):
         result = (noisy - values) / level
     else:
         result = ((1.0 + level) * values - noisy) / level

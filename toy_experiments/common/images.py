@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
 import gmm_guidance as gg
-from full_models import DiT, DiTConfig, export_weights, load_weights
+from full_models import DiT, DiTConfig, as_stack, export_weights, load_weights
 from full_models.training import DiTTraining, train_dit
 from gmm_guidance._runtime.checkpoints import discard, stored_steps
 from toy_experiments.common.records import Record
@@ -58,12 +58,12 @@ class ImageData(NamedTuple):
 
 def trained_transformers(
     store: Store, data: ImageData, config: DiTConfig, training: DiTTraining, seed: int
-) -> dict[int, DiT]:
+) -> dict[int, gg.ProcessStack]:
     """The averaged network at each kept step of one training run."""
     arrays = store.cell(
         train_transformer, data.train_images, data.train_labels, config, training, seed
     )
-    abstract = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: as_stack(DiT(config, rngs=nnx.Rngs(0))))
     leaves, structure = jax.tree.flatten(abstract)
     return {
         step: jax.tree.unflatten(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from full_models.models.autoencoder.config import KLConfig
-from full_models.models.layers import Conv, GroupNorm, Linear
+from full_models.models.layers import Conv, GroupNorm, Linear, attention
 
 
 class KLDecoder(nnx.Module):
@@ -139,11 +139,7 @@ class SpatialAttention(nnx.Module):
         n, height, width, channels = x.shape
         places = self.norm(x).reshape(n, height * width, 1, channels)
         maps = (self.query, self.key, self.value)
-        # JAX takes the softmax in float32, by a promotion that a strict caller forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            mixed = jax.nn.dot_product_attention(
-                *(m(places).astype(self.dtype) for m in maps)
-            )
+        mixed = attention(*(m(places).astype(self.dtype) for m in maps))
         return x + self.out(mixed).reshape(x.shape)
 
 

@@ -9,7 +9,7 @@ from full_models.models.dit.weights import LAYOUTS, PLACEMENT
 from full_models.models.family import Family
 
 # The fields that a name stands for; resolution and classes are those of the file.
-_NAMED = ("depth", "width", "num_heads", "patch_size", "process")
+_NAMED = ("depth", "width", "num_heads", "patch_size", "process", "prediction")
 
 FAMILY = Family(
     name="DiT",

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 from full_models.models.family import DType, unknown_name
+from gmm_guidance.diffusion.parameterization import PREDICTIONS, PredictionName
+from gmm_guidance.diffusion.process import DDPM, Process, RectifiedFlow
 
-ProcessName = Literal["ddpm", "flow"]
+# Peebles & Xie 2023 (arXiv 2212.09748); Ma et al. 2024 (arXiv 2401.08740).
+DIT: dict[str, Any] = dict(process=DDPM(integer_times=True), prediction="epsilon")
+SIT: dict[str, Any] = dict(
+    process=RectifiedFlow(data_at_one=True), prediction="velocity"
+)
 
 # depth, width, heads: Peebles & Xie 2023 (arXiv 2212.09748), Table 1.
 _SIZES = {
@@ -18,7 +24,7 @@ _SIZES = {
     "XL": (28, 1152, 16),
 }
 _PATCHES = (2, 4, 8)
-_FAMILIES: dict[str, ProcessName] = {"DiT": "ddpm", "SiT": "flow"}
+_FAMILIES = {"DiT": DIT, "SiT": SIT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +42,10 @@ class DiTConfig:
         mlp_ratio: width of the MLP over ``width``.
         num_labels: number of classes; label ``num_labels`` means "no condition".
         learn_sigma: whether the network also returns a variance for each channel.
-        process: ``"ddpm"``, noise prediction at the integer times of a DDPM chain
-            (DiT), or ``"flow"``, velocity along the straight path from noise at time 0
-            to data at time 1 (SiT, Ma et al. 2024, arXiv 2401.08740).
+        process: noise process of the training. DiT's is a DDPM chain at integer times,
+            SiT's the straight path from noise at time 0 to data at time 1.
+        prediction: what the network predicts: ``"epsilon"`` (DiT), ``"velocity"``
+            (SiT), ``"x0"``, ``"v"`` or ``"score"``.
         compute_dtype: type of matrix products. Norms, softmax, the residual stream and
             the network's output are float32 in any case.
         remat: recompute the inside of blocks in the backward pass, to train with less
@@ -57,7 +64,8 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     num_labels: int = 1000
     learn_sigma: bool = True
-    process: ProcessName = "ddpm"
+    process: Process = DIT["process"]
+    prediction: PredictionName = DIT["prediction"]
     compute_dtype: DType = "float32"
     remat: bool = False
 
@@ -92,9 +100,15 @@ class DiTConfig:
             raise ValueError(f"mlp_ratio must be > 0, got {self.mlp_ratio}.")
         # Ratios that round to the same width inside the MLP are the same shape.
         object.__setattr__(self, "mlp_ratio", mlp_ratio(self.mlp_width, self.width))
-        if self.process not in ("ddpm", "flow"):
+        if not isinstance(self.process, Process):
             raise ValueError(
-                f"process must be 'ddpm' (DiT) or 'flow' (SiT), got {self.process!r}."
+                f"process must be a noise process such as DDPM(integer_times=True) "
+                f"(DiT) or RectifiedFlow(data_at_one=True) (SiT), got {self.process!r}."
+            )
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"prediction must be one of {', '.join(PREDICTIONS)}, got "
+                f"{self.prediction!r}."
             )
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(
@@ -139,9 +153,8 @@ class DiTConfig:
             width=width,
             num_heads=heads,
             patch_size=int(patch),
-            process=_FAMILIES[family],
         )
-        return cls(**fields | changes)
+        return cls(**fields | _FAMILIES[family] | changes)
 
 
 NAMES = tuple(

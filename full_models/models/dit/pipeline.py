@@ -30,7 +30,7 @@ class DiTPipeline:
     def title(self) -> str:
         """Family, depth, width and size."""
         c = self.config
-        family = "SiT" if c.process == "flow" else "DiT"
+        family = "SiT" if isinstance(c.process, gg.RectifiedFlow) else "DiT"
         return (
             f"{family}: {c.depth} blocks of width {c.width}, samples {c.input_size} x "
             f"{c.input_size} x {c.in_channels}, {c.compute_dtype}"
@@ -63,7 +63,7 @@ class DiTPipeline:
 
     def schedule(self, steps: int, solver: str | Solver = "euler") -> Schedule:
         """Steps of the model's own process."""
-        if self.config.process == "flow":
+        if not isinstance(self.config.process, gg.DDPM):
             return gg.FlowSteps(steps)
         ancestral = solver == "ancestral" or isinstance(solver, gg.Ancestral)
         return gg.DDPMSteps(steps, spacing="linspace" if ancestral else "trailing")
@@ -76,7 +76,7 @@ class DiTPipeline:
         """
         if name != "ancestral":
             return name
-        if self.config.process == "flow":
+        if not isinstance(self.config.process, gg.DDPM):
             raise ValueError(
                 "the ancestral solver needs a DDPM chain (DiT), got a flow (SiT); use "
                 "euler, heun or dpmpp_2m."

@@ -15,9 +15,10 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from full_models.models.dit.config import DiTConfig, mlp_ratio
-from full_models.models.dit.encodings import TIME_FEATURES, position_table
+from full_models.models.dit.config import DIT, DiTConfig, mlp_ratio
+from full_models.models.dit.layers import position_table
 from full_models.models.family import Inferred, Layout
+from full_models.models.layers import TIME_FEATURES
 from full_models.weights.table import (
     Entry,
     Known,
@@ -27,6 +28,7 @@ from full_models.weights.table import (
     linear,
     patches,
 )
+from gmm_guidance.diffusion.process import process_from_fields
 from gmm_guidance.sharding import PathRules
 
 # Blocks are stacked on the first axis, which every device walks along: it stays whole.
@@ -178,8 +180,8 @@ def _positions(config: DiTConfig) -> Known:
 def infer_official(stored: Stored) -> dict[str, Any]:
     """Fields of ``DiTConfig`` that tensors of the official layout determine.
 
-    Not among them: ``num_heads`` and ``process``, of which tensors have no trace, and
-    fields whose tensor is missing or of an odd shape.
+    Not among them: ``num_heads``, ``process`` and ``prediction``, of which tensors have
+    no trace, and fields whose tensor is missing or of an odd shape.
     """
 
     def shape(name: str, ndim: int) -> tuple[int, ...] | None:
@@ -209,7 +211,7 @@ def infer_official(stored: Stored) -> dict[str, Any]:
 def config_from_diffusers(fields: dict[str, Any]) -> DiTConfig:
     """The shape that a ``config.json`` of diffusers describes.
 
-    The process is ``"ddpm"`` unless ``export_weights`` has recorded another one.
+    Process and prediction are DiT's unless ``export_weights`` has recorded others.
 
     Args:
         fields: the content of the file.
@@ -246,7 +248,7 @@ def config_from_diffusers(fields: dict[str, Any]) -> DiTConfig:
         **{ours: fields[theirs] for theirs, ours in _SHAPE.items()},
         width=fields["num_attention_heads"] * fields["attention_head_dim"],
         learn_sigma=_learns_sigma(fields),
-        process=_recorded_process(fields) or "ddpm",
+        **_recorded(fields) or DIT,
     )
 
 
@@ -260,8 +262,13 @@ def _learns_sigma(fields: dict[str, Any]) -> bool:
     return outer == 2 * inner
 
 
-def _recorded_process(fields: dict[str, Any]) -> Any:
-    return (fields.get(_EXTRA) or {}).get("process")
+def _recorded(fields: dict[str, Any]) -> dict[str, Any]:
+    """Process and prediction, if they are recorded."""
+    found = fields.get(_EXTRA) or {}
+    if not found:
+        return {}
+    process = process_from_fields(found["process"])
+    return {"process": process, "prediction": found["prediction"]}
 
 
 def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
@@ -278,9 +285,13 @@ def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
             f"layout='native' or 'official'."
         )
     shape = {theirs: getattr(config, ours) for theirs, ours in _SHAPE.items()}
+    process: Any = config.process
     return {
         "_class_name": CLASS_NAME,
-        _EXTRA: {"process": config.process},
+        _EXTRA: {
+            "process": dataclasses.asdict(process),
+            "prediction": config.prediction,
+        },
         **shape,
         "activation_fn": "gelu-approximate",
         "attention_bias": True,
@@ -296,15 +307,12 @@ def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
 
 
 def _infer_diffusers(stored: Stored, fields: dict[str, Any] | None) -> Inferred:
-    defaults = {"process": "ddpm"}
     if fields is None:
-        return Inferred({"mlp_ratio": 4.0}, defaults)
-    found = dataclasses.asdict(config_from_diffusers(fields))
-    for name in ("compute_dtype", "remat"):
-        del found[name]
-    if _recorded_process(fields) is None:
-        del found["process"]
-    return Inferred(found, defaults)
+        return Inferred({"mlp_ratio": 4.0}, DIT)
+    config = config_from_diffusers(fields)
+    left_out = {"compute_dtype", "remat", *(() if _recorded(fields) else DIT)}
+    names = {field.name for field in dataclasses.fields(config)} - left_out
+    return Inferred({name: getattr(config, name) for name in names}, DIT)
 
 
 LAYOUTS = {

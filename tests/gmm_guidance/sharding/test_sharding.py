@@ -25,15 +25,16 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 import gmm_guidance as gg
 import gmm_guidance.blocks.shared_prefix
-from full_models.models.dit.config import DiTConfig
+from full_models import as_stack
+from full_models.models.dit.config import SIT, DiTConfig
 from full_models.models.dit.network import DiT
 from full_models.models.dit.weights import PLACEMENT
 from gmm_guidance._runtime.tensor_files import named_leaves
 from gmm_guidance.sharding import program_cost, shard_batch
 
 config = DiTConfig(input_size=8, patch_size=2, in_channels=4, width=32, depth=4,
-    num_heads=4, num_labels=10, learn_sigma=False, process="flow")
-network = DiT(config, rngs=nnx.Rngs(0))
+    num_heads=4, num_labels=10, learn_sigma=False, **SIT)
+network = as_stack(DiT(config, rngs=nnx.Rngs(0)))
 leaves, tree = jax.tree.flatten(network)
 keys = jax.random.split(jax.random.key(1), len(leaves))
 network = jax.tree.unflatten(tree, [0.1 * jax.random.normal(k, a.shape)
@@ -280,12 +281,12 @@ import jax, numpy as np
 from pathlib import Path
 from flax import nnx
 import gmm_guidance as gg
-from full_models import export_weights, load_weights
+from full_models import as_stack, export_weights, load_weights
 from full_models.models.dit.config import DiTConfig
 from full_models.models.dit.network import DiT
 config = DiTConfig(input_size=4, patch_size=2, in_channels=2, width=16, depth=2,
     num_heads=2, num_labels=3)
-network = jax.jit(lambda: DiT(config, rngs=nnx.Rngs(0)))()
+network = jax.jit(lambda: as_stack(DiT(config, rngs=nnx.Rngs(0))))()
 mesh = gg.MeshConfig(fsdp=4).build()
 for layout in ("native", "orbax", "diffusers"):
     path = Path({str(tmp_path)!r}) / (

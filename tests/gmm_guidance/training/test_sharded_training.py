@@ -10,7 +10,7 @@ _PROGRAM = """
 import json, signal, os
 import jax, jax.numpy as jnp, numpy as np
 import gmm_guidance as gg
-from full_models.models.dit.config import DiTConfig
+from full_models.models.dit.config import SIT, DiTConfig
 from full_models.training import DiTTraining, train_dit
 from gmm_guidance._runtime.interruption import Interrupted
 
@@ -21,7 +21,7 @@ def furthest(a, b):
 
 result = {}
 config = DiTConfig(input_size=4, patch_size=2, in_channels=1, width=16, depth=2,
-    num_heads=2, num_labels=2, learn_sigma=False, process="flow")
+    num_heads=2, num_labels=2, learn_sigma=False, **SIT)
 training = DiTTraining(num_steps=50, batch_size=16, warmup_steps=4)
 rng = np.random.default_rng(0)
 data = rng.standard_normal((64, 4, 4, 1)).astype(np.float32), np.arange(64) % 2
