@@ -11,6 +11,7 @@ from gmm_guidance.analysis.error_budget import (
     decompose,
     error_budget,
 )
+from gmm_guidance.analysis.weak_pass_effect import WeakPassEffect, weak_pass_effect
 from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks, FixedCount
 from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
 from gmm_guidance.blocks.process_stack import ProcessStack
@@ -124,6 +125,7 @@ __all__ = [
     "UpdateRule",
     "VE",
     "VP",
+    "WeakPassEffect",
     "Windowed",
     "calibrate",
     "decompose",
@@ -141,4 +143,5 @@ __all__ = [
     "static_field",
     "train_denoiser",
     "train_denoisers",
+    "weak_pass_effect",
 ]

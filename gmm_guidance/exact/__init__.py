@@ -13,6 +13,11 @@ from gmm_guidance.exact.fokker_planck import fokker_planck_defect
 from gmm_guidance.exact.jensen import jensen_gap, rule_bias
 from gmm_guidance.exact.line_density import LineLaw, line_density, line_law
 from gmm_guidance.exact.quantile_map import quantile_map
+from gmm_guidance.exact.scaled_output import (
+    ModeChange,
+    ScaledOutputStack,
+    scaled_output_change,
+)
 from gmm_guidance.exact.tilted import TiltedTarget
 from gmm_guidance.exact.two_gaussians import (
     Moments,
@@ -25,8 +30,10 @@ from gmm_guidance.exact.two_gaussians import (
 __all__ = [
     "Estimate",
     "LineLaw",
+    "ModeChange",
     "Moments",
     "OutputDensity",
+    "ScaledOutputStack",
     "TiltedTarget",
     "WeightedSamples",
     "cfg_ode_moments",
@@ -43,5 +50,6 @@ __all__ = [
     "quantile_map",
     "repaired_sample",
     "rule_bias",
+    "scaled_output_change",
     "tilted_moments",
 ]
