@@ -9,25 +9,25 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 import gmm_guidance as gg
 from full_models.commands.options import ModelOptions
 from full_models.generation.run_folder import RunFolder, machine
-from full_models.npz import headers, read_array
+from full_models.statistics.npz import headers, read_array
 from gmm_guidance._runtime.figure_style import (
     COLORS,
-    FIGURE_SETTINGS,
     PAGE_WIDTH,
     TRUTH,
+    figure_style,
 )
 from gmm_guidance._runtime.files import sha256
 from gmm_guidance._runtime.progress import Reporter
 from gmm_guidance.guidance.calibrated import feature_name
 
 _MOST_BARS = 12
+_MARKERS: dict[str, Any] = {"marker": "o", "markersize": 3, "elinewidth": 0.8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,7 @@ class Calibrate:
     """Random seed of the noise."""
 
     def run(self, reporter: Reporter) -> list[Path]:
-        """Calibrate; returns the files.
-
-        Raises:
-            ValueError: for data or blocks that do not fit the model.
-            OSError: if the output cannot be written, or the directory is occupied.
-        """
+        """Calibrate; returns the files."""
         samples, labels = _read_data(self.data)
         checkpoint = self.model.open()
         description = {
@@ -93,10 +88,9 @@ class Calibrate:
                 )
             found.save(folder.path / "calibration.json")
             ranking = ranked_shares(found)
-            with plt.rc_context(FIGURE_SETTINGS):  # type: ignore[arg-type]
+            with figure_style():
                 figure = calibration_figure(found, ranking)
                 figure.savefig(folder.path / "calibration.png")
-                plt.close(figure)
             for entry in ranking[:5]:
                 reporter.say(
                     f"  {entry['feature']}: removes {100 * entry['share']:.3g} % "
@@ -135,64 +129,38 @@ def ranked_shares(found: gg.Calibration) -> list[dict[str, Any]]:
 
 
 def calibration_figure(found: gg.Calibration, ranking: list[dict[str, Any]]) -> Figure:
-    """Coefficients of CFG and a random dropped block, and what each feature removes.
-
-    Args:
-        found: the calibration.
-        ranking: of ``ranked_shares``.
-    """
+    """Coefficients of CFG and a random dropped block, and what each feature removes."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.6))
-    _draw_coefficients(left, found)
-    _draw_shares(right, ranking[:_MOST_BARS])
-    return figure
-
-
-def _draw_coefficients(axes: Axes, found: gg.Calibration) -> None:
-    """With 95 % intervals where a level has coefficients at all.
-
-    The axis is that of the coefficients: a wide interval ends at the frame.
-    """
     fit = found.fit_random_block() if len(found.features) > 1 else found.fit()
-    names = ("scale − 1 of CFG", "ω of S² (a random block)")
-    colours = (COLORS["cfg"], COLORS["s2"])
-    axes.axhline(0.0, color=TRUTH, linewidth=0.8)
-    for column, half, name, colour in zip(
-        fit.coefficients.T, fit.half_width.T, names, colours, strict=False
+    names = {"cfg": "scale − 1 of CFG", "s2": "ω of S² (a random block)"}
+    # With 95 % intervals, at the levels that have coefficients at all.
+    bars = np.where(fit.active[:, None], fit.half_width, 0.0)
+    for (key, name), column, bar in zip(
+        names.items(), fit.coefficients.T, bars.T, strict=False
     ):
-        axes.errorbar(
-            found.sigmas,
-            column,
-            np.where(fit.active, half, 0.0),
-            color=colour,
-            marker="o",
-            markersize=3,
-            elinewidth=0.8,
-            label=name,
+        left.errorbar(
+            found.sigmas, column, bar, color=COLORS[key], label=name, **_MARKERS
         )
-    axes.set(xscale="log", xlabel="noise level σ", ylabel="coefficient")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    left.axhline(0.0, color=TRUTH, linewidth=0.8)
+    left.set(xscale="log", xlabel="noise level σ", ylabel="coefficient")
+    left.xaxis.set_minor_formatter(NullFormatter())
     low, high = min(0.0, fit.coefficients.min()), max(0.0, fit.coefficients.max())
-    if low < high:
-        axes.set_ylim(1.4 * low - 0.4 * high, 1.4 * high - 0.4 * low)
-    axes.legend()
-
-
-def _draw_shares(axes: Axes, ranking: list[dict[str, Any]]) -> None:
-    """A bar and its standard error for each feature."""
-    places = np.arange(len(ranking))
-    names = [entry["feature"] for entry in ranking]
+    if low < high:  # the range of the coefficients: a wide interval ends at the frame
+        left.set_ylim(1.4 * low - 0.4 * high, 1.4 * high - 0.4 * low)
+    left.legend()
+    shown = ranking[:_MOST_BARS]
     cfg = feature_name("cfg")
-    axes.barh(
-        places,
-        [100 * entry["share"] for entry in ranking],
-        xerr=[100 * entry["share_standard_error"] for entry in ranking],
-        color=[COLORS["cfg" if name == cfg else "s2"] for name in names],
+    right.barh(
+        [entry["feature"] for entry in shown],
+        [100 * entry["share"] for entry in shown],
+        xerr=[100 * entry["share_standard_error"] for entry in shown],
+        color=[COLORS["cfg" if e["feature"] == cfg else "s2"] for e in shown],
         error_kw={"elinewidth": 0.8},
     )
-    axes.set_yticks(places, names)
-    axes.invert_yaxis()
-    axes.axvline(0.0, color=TRUTH, linewidth=0.8)
-    axes.set_xlabel("squared error that each alone removes, % of the whole")
+    right.invert_yaxis()
+    right.axvline(0.0, color=TRUTH, linewidth=0.8)
+    right.set_xlabel("squared error that each alone removes, % of the whole")
+    return figure
 
 
 def _read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 from full_models.commands.options import (
     DrawOptions,
@@ -33,6 +34,8 @@ class ShardOptions:
     def __post_init__(self):
         if self.shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {self.shard_size}.")
+        if self.format not in get_args(ShardFormat):
+            raise ValueError(f"format must be npz or png, got {self.format!r}.")
         if self.keep_latents and self.format == "png":
             raise ValueError("PNG files hold no latents; use --format npz.")
 
@@ -52,15 +55,7 @@ class Generate:
     processes: ProcessOptions = ProcessOptions()
 
     def run(self, reporter: Reporter) -> list[Path]:
-        """Fill the directory; returns its plan and manifest.
-
-        Raises:
-            ValueError: for weights, labels or options that do not fit the model.
-            OSError: if the directory cannot be written, is in use, or holds another
-                run.
-            MemoryError: if the batch does not fit.
-            Interrupted: after SIGINT or SIGTERM, with all files whole.
-        """
+        """Fill the directory; returns its plan and manifest."""
         run = Run.of(self.model, self.draw, self.guidance)
         loaded = run.load()
         if is_first():

@@ -34,13 +34,7 @@ class Sample:
     guidance: GuidanceOptions = GuidanceOptions()
 
     def run(self, reporter: Reporter) -> list[Path]:
-        """Draw and write the images; returns the files.
-
-        Raises:
-            ValueError: for weights, labels or options that do not fit the model.
-            OSError: if the output cannot be written, or the directory is occupied.
-            MemoryError: if the batch does not fit.
-        """
+        """Draw and write the images; returns the files."""
         run = Run.of(self.model, self.draw, self.guidance)
         with RunFolder(self.out, {"command": "sample", **run.describe()}) as folder:
             loaded = run.load()
@@ -94,18 +88,7 @@ def draw(
     rule: gg.GuidanceRule | None,
     reporter: Reporter,
 ) -> Drawn:
-    """Draw the samples of a run, with progress.
-
-    Args:
-        name: of the task.
-        run: the run.
-        loaded: its model.
-        rule: the guidance rule; that of the run by default.
-        reporter: shows the progress.
-
-    Raises:
-        MemoryError: if the batch does not fit.
-    """
+    """Draw the samples of a run, under its own rule or another one, with progress."""
     num_blocks = loaded.model.num_blocks
     rule = rule or run.rule(num_blocks)
     labels, num = run.labels(loaded.model), run.draw.num

@@ -46,13 +46,7 @@ class Features:
     """Number of images in a batch."""
 
     def run(self, reporter: Reporter) -> list[Path]:
-        """Extract the features; returns the file.
-
-        Raises:
-            ValueError: for images, a function or an output path that will not do.
-            ImportError: if the function cannot be found.
-            OSError: if a file cannot be read or written.
-        """
+        """Extract the features; returns the file."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
         if self.out.suffix != ".npz":
@@ -87,12 +81,7 @@ class Statistics:
     """Number of parts over which the inception score is averaged."""
 
     def run(self, reporter: Reporter) -> list[Path]:
-        """Compute the statistics; returns the file, if one was asked for.
-
-        Raises:
-            ValueError: for files that are damaged, incomplete or do not fit each other.
-            OSError: if a file cannot be read or written.
-        """
+        """Compute the statistics; returns the file, if one was asked for."""
         if self.out is not None:
             _check_writable(self.out)
         samples = load_features(self.features)

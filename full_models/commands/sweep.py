@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tomllib
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -23,6 +21,7 @@ from full_models.commands.options import (
 )
 from full_models.generation.processes import ProcessOptions, from_first, is_first
 from full_models.generation.shard_set import ShardSet
+from full_models.models.family import Defaults
 from gmm_guidance._runtime.progress import Reporter
 
 # Options of all settings: a sweep loads model and autoencoder once.
@@ -50,14 +49,7 @@ class Sweep:
     processes: ProcessOptions = ProcessOptions()
 
     def run(self, reporter: Reporter) -> list[Path]:
-        """Generate what is missing; returns the complete directories.
-
-        Raises:
-            ValueError: for a grid or options that cannot be, before anything is
-                computed.
-            OSError: as ``generate``.
-            Interrupted: after SIGINT or SIGTERM, with all files whole.
-        """
+        """Generate what is missing; returns the complete directories."""
         settings = read_grid(self.file, _options())
         commands = [self._command(setting) for setting in settings]
         if not self.show:
@@ -125,7 +117,7 @@ def read_grid(path: Path, options: dict[str, Any]) -> list[Setting]:
 
     Args:
         path: the file.
-        options: type of each option.
+        options: the options that there are, with a value of their type each.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -173,15 +165,18 @@ def _combinations(
         )
     values = {}
     for key, value in given.items():
-        found = [_converted(value, options[key])]
-        if found == [None] and isinstance(value, list):
-            found = [_converted(v, options[key]) for v in value]
-        values[key] = found
-        if not found or None in found:
-            raise ValueError(
-                f"{path}: {key} must be {_spelled(options[key])}, or a list of them, "
-                f"got {value!r}."
-            )
+        like = options[key]
+        try:
+            values[key] = [_like(value, like)]
+        except TypeError:
+            several = value if isinstance(value, list) and value else [value]
+            try:
+                values[key] = [_like(v, like) for v in several]
+            except TypeError:
+                raise ValueError(
+                    f"{path}: {key} must be of the type of {like!r}, or a list of such "
+                    f"values, got {value!r}."
+                ) from None
     varied = [key for key in values if len(values[key]) > 1]
     for chosen in itertools.product(*values.values()):
         setting = dict(zip(values, chosen, strict=True))
@@ -189,33 +184,15 @@ def _combinations(
         yield Setting("_".join([name, *parts]), setting)
 
 
-def _converted(value: Any, kind: Any) -> Any:
-    """A value of TOML as a type of options has it; ``None`` if it is no such value."""
-    arguments = typing.get_args(kind)
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        found = (_converted(value, k) for k in arguments if k is not type(None))
-        return next((v for v in found if v is not None), None)
-    if typing.get_origin(kind) is Literal:
-        return value if isinstance(value, str) and value in arguments else None
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list) or len(value) != len(arguments):
-            return None
-        parts = [_converted(v, k) for v, k in zip(value, arguments, strict=True)]
-        return None if None in parts else tuple(parts)
-    if kind is float and type(value) is int:
+def _like(value: Any, like: Any) -> Any:
+    """A value of TOML as an option has it, of the type of another value."""
+    if isinstance(like, tuple) and isinstance(value, list) and len(value) == len(like):
+        return tuple(_like(v, part) for v, part in zip(value, like, strict=True))
+    if isinstance(like, float) and type(value) is int:
         return float(value)
-    return value if type(value) is kind else None
-
-
-def _spelled(kind: Any) -> str:
-    """A type of options in words."""
-    arguments = [k for k in typing.get_args(kind) if k is not type(None)]
-    if typing.get_origin(kind) is tuple:
-        return f"[{', '.join(map(_spelled, arguments))}]"
-    if typing.get_origin(kind) is Literal:
-        return " or ".join(map(repr, arguments))
-    words = {int: "a whole number", float: "a number", str: "text", bool: "a bool"}
-    return " or ".join(map(_spelled, arguments)) or words.get(kind, str(kind))
+    if type(value) is not type(like):
+        raise TypeError
+    return value
 
 
 def _word(value: Any) -> str:
@@ -225,11 +202,11 @@ def _word(value: Any) -> str:
 
 
 def _options() -> dict[str, Any]:
-    """Types of the options that a grid may have."""
-    kinds: dict[str, Any] = {}
-    for group in (DrawOptions, GuidanceOptions, ShardOptions):
-        kinds |= typing.get_type_hints(group)
-    return {name: kind for name, kind in kinds.items() if name not in _SHARED}
+    """The options that a grid may have, with a value of their type each."""
+    likes: dict[str, Any] = Defaults()._asdict() | {"guided_channels": 3}
+    for group in (DrawOptions(), GuidanceOptions(), ShardOptions()):
+        likes |= {n: v for n, v in vars(group).items() if v is not None}
+    return {name: like for name, like in likes.items() if name not in _SHARED}
 
 
 def _table(settings: list[Setting], commands: list[Generate]) -> Table:

@@ -1,4 +1,4 @@
-"""Several processes on one run: started, kept in step, and ended together."""
+"""Several processes on one run: connected, kept in step, and ended together."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Silence of a process for so long means that it is gone.
-_SILENCE_SECONDS = 20
+_HEARTBEAT_SECONDS = 20  # a process without a heartbeat for so long is gone
 _START_SECONDS = 120
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessOptions:
-    """Several processes, each with devices of its own, on one run."""
+    """Several processes, each with its own devices, on one run."""
 
     coordinator: str | None = None
-    """Of several processes: address host:port of the first. Found on clusters that JAX
-    knows (Slurm, Open MPI, TPU pods), with --num-processes."""
+    """Address host:port of the first process. JAX finds it on the clusters that it
+    knows (Slurm, Open MPI, TPU pods), given --num-processes."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
+    """Number of this process, from 0."""
 
     def __post_init__(self):
         count, own = self.num_processes, self.process_id
@@ -46,16 +45,16 @@ class ProcessOptions:
             )
 
     def start(self) -> None:
-        """Join the other processes, if there are any; before JAX is used.
+        """Connect to the other processes, if there are any; before JAX is used.
 
         Raises:
-            OSError: if they cannot be found, or reached within two minutes.
+            OSError: if they cannot be reached within two minutes.
         """
         if self.num_processes is None or self.num_processes == 1:
             return
         if self.coordinator is not None and self.process_id != 0:
             _wait_for(self.coordinator)  # JAX would abort, with a stack trace
-        # JAX would take SIGTERM for itself; runs end at a shard of their own accord.
+        # JAX would take SIGTERM for itself; runs end after a shard by themselves.
         jax.config.update("jax_enable_preemption_service", False)
         try:
             jax.distributed.initialize(
@@ -63,12 +62,12 @@ class ProcessOptions:
                 self.num_processes,
                 self.process_id,
                 initialization_timeout=_START_SECONDS,
-                heartbeat_timeout_seconds=_SILENCE_SECONDS,
-                shutdown_timeout_seconds=_SILENCE_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
             )
         except (RuntimeError, ValueError) as error:
             raise OSError(
-                f"the {self.num_processes} processes did not find each other "
+                f"the {self.num_processes} processes could not connect to each other "
                 f"({str(error).splitlines()[0]}); give each --coordinator host:port of "
                 f"the first and its own --process-id."
             ) from error
@@ -79,11 +78,7 @@ class LostProcess(RuntimeError):
 
 
 def check_devices() -> None:
-    """Refuse a machine without the devices that are asked for.
-
-    Raises:
-        OSError: if JAX finds none of the wanted platform.
-    """
+    """Raise ``OSError`` if JAX finds no device of the platform asked for."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # of unknown or absent platforms
@@ -116,7 +111,7 @@ def _wait_for(address: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks and keeps the books."""
+    """Whether this is process 0, which prints and writes what is not sharded."""
     return jax.process_index() == 0
 
 
@@ -170,5 +165,5 @@ def _together() -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise LostProcess(
             f"another process of this run has ended ({str(error).splitlines()[0]}). "
-            f"What is written is whole; start all processes again to go on."
+            f"Complete shards stay; start all processes again to resume."
         ) from error

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,22 +23,9 @@ from gmm_guidance._runtime.progress import Reporter, Task
 _GOING, _STOPPING, _FAILED = 0, 1, 2
 
 
-class Sampler(Protocol):
-    """Draws samples by their global index; a ``MeshSampler``."""
-
-    @property
-    def samples_at_once(self) -> int:
-        """Most samples that this process draws in a batch."""
-        ...
-
-    def draw(self, indices: np.ndarray, labels: np.ndarray) -> Batch:
-        """Draw samples; all processes call together."""
-        ...
-
-
 def fill(
     shards: ShardSet,
-    make_sampler: Callable[[], Sampler],
+    make_sampler: Callable[[], Any],
     reporter: Reporter,
     *,
     resume: bool = False,
@@ -52,8 +39,8 @@ def fill(
 
     Args:
         shards: the set; the same in each process.
-        make_sampler: makes the sampler; called if any shard is missing, before anything
-            is written.
+        make_sampler: makes the ``MeshSampler``; called if any shard is missing, before
+            anything is written.
         reporter: shows the progress.
         resume: complete a directory that holds this set, after a look at the checksums;
             damaged shards are made again.
@@ -136,7 +123,7 @@ def _missing(shards: ShardSet, reporter: Reporter) -> list[bool]:
 def _make(
     shards: ShardSet,
     missing: list[Shard],
-    sampler: Sampler,
+    sampler: Any,
     reporter: Reporter,
     keep_latents: bool,
 ) -> None:
@@ -149,7 +136,7 @@ def _make(
         reporter.task("generating", shards.num) as task,
     ):
         task.move_to(done, "compiling")
-        speed = _Speed()
+        compiled, drawn = 0.0, 0  # the first shards compile
         pending: Future[None] | None = None
         for together in rounds:
             mine = together[own] if own < len(together) else None
@@ -159,8 +146,10 @@ def _make(
             if mine is not None and failure is None:
                 pending = writer.submit(shards.write, mine, arrays)
             count = sum(shard.count for shard in together)
-            done += count
-            task.move_to(done, speed.after(count))
+            done, drawn = done + count, drawn + count if compiled else 0
+            compiled = compiled or time.monotonic()
+            seconds = max(time.monotonic() - compiled, 1e-9)
+            task.move_to(done, f"{drawn / seconds:.3g} images/s" if drawn else "")
             if _agreed(interruption, failure, shards.out):
                 break
         failure = _written(pending)
@@ -171,7 +160,7 @@ def _make(
 def _draw(
     shards: ShardSet,
     shard: Shard | None,
-    sampler: Sampler,
+    sampler: Any,
     batches: int,
     keep_latents: bool,
     task: Task,
@@ -257,19 +246,3 @@ def _explained(error: OSError, out: Path) -> OSError:
 def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-class _Speed:
-    """Images per second since the first shard, which compiles."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
-        self._begun: float | None = None
-        self._images = 0
-
-    def after(self, images: int) -> str:
-        if self._begun is None:
-            self._begun = self._clock()
-            return ""
-        self._images += images
-        return f"{self._images / max(self._clock() - self._begun, 1e-9):.3g} images/s"

@@ -1,12 +1,13 @@
 """Statistics of images from their features in a network of the user's choice."""
 
-from full_models.statistics.extract import extract_features, load_callable
-from full_models.statistics.feature_files import (
+from full_models.statistics.features import (
     FeatureSet,
+    extract_features,
+    load_callable,
     load_features,
     save_features,
 )
-from full_models.statistics.image_source import ImageSource, open_images
+from full_models.statistics.images import ImageSource, open_images
 from full_models.statistics.measure import measure
 
 __all__ = [

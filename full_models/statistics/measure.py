@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import gmm_guidance as gg
-from full_models.statistics.feature_files import FeatureSet
+from full_models.statistics.features import FeatureSet
 
 #: What ``measure`` may hold; in the order of its calculation.
 STATISTICS = (

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,17 +151,14 @@ class Checkpoint:
                 placements(abstract, mesh, self.family.placement),
             )
         if self.layout == ORBAX:
-            return self._complete(load_orbax(self.origin, abstract, dtype))
-        if self.layout == NATIVE:
-            table = native_table(abstract)
+            network = load_orbax(self.origin, abstract, dtype)
         else:
-            layout = self.family.layouts[self.layout]
-            table = layout.table(self.config, self.stored)
-        filled = fill(abstract, table, self.stored, str(self.origin), dtype)
-        return self._complete(filled)
-
-    def _complete(self, network: Any) -> Any:
-        """A diffusion model as a stack; an autoencoder has no process, and is whole."""
+            layout = self.family.layouts.get(self.layout)
+            table = native_table(abstract)
+            if layout is not None:
+                table = layout.table(self.config, self.stored)
+            network = fill(abstract, table, self.stored, str(self.origin), dtype)
+        # An autoencoder has no process, and is complete.
         return as_stack(network) if hasattr(self.config, "process") else network
 
 
@@ -175,51 +172,54 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Find out which model the weights at a path belong to, reading no tensor.
 
+    Arguments and errors are those of ``load_weights``.
+
     Args:
-        path: see ``load_weights``, as the other arguments.
+        path: the file or folder.
         model: name or config of the model.
         compute_dtype: type of matrix products.
         root: entry of a PyTorch file.
         families: the families that come into question.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``load_weights``.
-        TypeError: if ``model`` is neither a name nor a config.
     """
-    asked = _family_of(model, families)
-    origin, layout, stored, family, said = _inspect(Path(path), root, families)
-    if asked not in (None, family):
+    wanted = _family_of(model, families)
+    found = _inspect(Path(path), root, families)
+    if wanted not in (None, found.family):
         raise ValueError(
-            f"{origin} holds weights of {family.name}, but {_shown(model)} is of "
-            f"{asked.name}; pass another model or file."
+            f"{found.origin} holds weights of {found.family.name}, but "
+            f"{_shown(model)} is of {wanted.name}; pass another model or file."
         )
-    config = _settle(origin, family, said, model, layout)
+    config = _settle(found, model)
     if compute_dtype is not None:
         config = dataclasses.replace(config, compute_dtype=compute_dtype)
-    return Checkpoint(origin, family, config, layout, stored)
+    return Checkpoint(found.origin, found.family, config, found.layout, found.stored)
 
 
 # What lies at the path.
 
 
-def _inspect(
-    path: Path, root: str | None, families: Sequence[Family]
-) -> tuple[Path, str, Stored, Family, Inferred]:
-    """The file or folder, its layout and tensors, the family, and what it says."""
+class _Found(NamedTuple):
+    """Weights, and what they say of their model."""
+
+    origin: Path
+    family: Family
+    layout: str
+    stored: Stored
+    said: Inferred
+
+
+def _inspect(path: Path, root: str | None, families: Sequence[Family]) -> _Found:
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}.")
     if path.is_dir() and not (path / DESCRIPTION).is_file():
         path = _file_in(path, families)
     stored = {} if path.is_dir() else _read(path, root)
-    description = _description(path)
-    if description is not None:
-        family, name, said = _described(path, description, families)
-        return path, name, stored, family, said
+    if (ours := _described(path, stored, families)) is not None:
+        return ours
     for family in families:
         for name, layout in family.layouts.items():
             if (selected := layout.select(stored)) is not None:
                 said = _infer(layout, selected, path.parent / "config.json")
-                return path, name, selected, family, said
+                return _Found(path, family, name, selected, said)
     raise ValueError(
         f"{path} holds no known model: the names of its tensors must be those of a "
         f"published checkpoint or of diffusers ({', '.join(f.name for f in families)}) "
@@ -278,49 +278,41 @@ def _infer(layout: Layout, stored: Stored, beside: Path) -> Inferred:
         raise ValueError(f"{beside}: {error}") from error
 
 
-def _description(path: Path) -> dict[str, Any] | None:
-    """The description in a file or folder of our own; ``None`` in another's."""
+def _described(path: Path, stored: Stored, families: Sequence[Family]) -> _Found | None:
+    """What a file or folder of our own says; ``None`` for another's."""
     try:
         if path.is_dir():
-            found = json.loads((path / DESCRIPTION).read_text())
+            description = json.loads((path / DESCRIPTION).read_text())
         elif path.suffix == ".safetensors":
-            found = load_description(path)
+            description = load_description(path)
         else:
             return None
-    except (OSError, ValueError):
+        if not description["kind"].startswith("full_models"):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    kind = found.get("kind") if isinstance(found, dict) else None
-    if str(kind).startswith("full_models."):
-        raise ValueError(
-            f"{path} was written by an older version, whose format is not supported; "
-            f"export the weights again."
-        )
-    return found if kind == KIND else None
-
-
-def _described(
-    path: Path, description: dict[str, Any], families: Sequence[Family]
-) -> tuple[Family, str, Inferred]:
-    """Family, layout and config in a description."""
-    name, layout, fields = (description.get(k) for k in ("family", "layout", "config"))
+    kind, name, layout, fields = (
+        description.get(key) for key in ("kind", "family", "layout", "config")
+    )
     family = next((f for f in families if f.name == name), None)
-    known = {f.name for f in dataclasses.fields(family.config)} if family else set()
-    layouts = {NATIVE, ORBAX, *(family.layouts if family else ())}
-    if (
-        family is None
-        or layout not in layouts
-        or not isinstance(fields, dict)
-        or fields.keys() - known
-    ):
-        raise ValueError(
-            f"{path} describes a model that is not known here (family {name!r}, layout "
-            f"{layout!r}, config {fields!r}); it may be of a newer version."
-        )
     try:
+        if kind != KIND or family is None or layout not in _layouts(family):
+            raise ValueError("unknown kind, family or layout")
+        unknown = fields.keys() - {f.name for f in dataclasses.fields(family.config)}
+        if unknown:
+            raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
         fields = {name: _restored(value) for name, value in fields.items()}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return family, str(layout), Inferred(fields)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is of another version ({error}): kind {kind!r}, family {name!r}, "
+            f"layout {layout!r}, config {fields!r}. Export the weights again, or read "
+            f"them with the version that wrote them."
+        ) from error
+    return _Found(path, family, layout, stored, Inferred(fields))
+
+
+def _layouts(family: Family) -> tuple[str, ...]:
+    return (*family.layouts, NATIVE, ORBAX)
 
 
 def _restored(value: Any) -> Any:
@@ -350,18 +342,15 @@ def _family_of(model: Any, families: Sequence[Family]) -> Family | None:
     return None
 
 
-def _settle(
-    origin: Path, family: Family, said: Inferred, model: Any, layout: str
-) -> Any:
+def _settle(found: _Found, model: Any) -> Any:
     """The one config that both the weights and the caller allow."""
+    origin, family, _, _, said = found
     names = [field.name for field in dataclasses.fields(family.config)]
     shape = [name for name in names if name not in family.execution]
-    if model is None:
-        asked: dict[str, Any] = {}
-    elif isinstance(model, str):
+    if isinstance(model, str):
         asked = dict(family.published[model])
     else:
-        asked = {name: getattr(model, name) for name in names}
+        asked = {} if model is None else {name: getattr(model, name) for name in names}
     both = [name for name in shape if name in asked and name in said.fields]
     different = differences(
         {name: asked[name] for name in both}, {name: said.fields[name] for name in both}
@@ -377,7 +366,7 @@ def _settle(
         for name, stands_for in family.published.items()
         if all(fields.get(n, v) == v for n, v in stands_for.items())
     }
-    for name in [name for name in shape if name not in fields]:
+    for name in set(shape) - fields.keys():  # what all fitting models agree on
         values = [f[name] for f in fitting.values() if name in f]
         if values and values == values[:1] * len(values):
             fields[name] = values[0]
@@ -387,7 +376,7 @@ def _settle(
         remedy = f"pass its {family.config.__name__}"
         if 0 < len(fitting) <= _MOST_FITTING:
             remedy = f"pass {' or '.join(map(repr, fitting))}"
-        elif layout in family.layouts and family.layouts[layout].has_config:
+        elif found.layout in family.layouts and family.layouts[found.layout].has_config:
             remedy += ", or put its config.json beside it"
         raise ValueError(
             f"{origin} does not say the {', '.join(missing)} of its model; {remedy} "

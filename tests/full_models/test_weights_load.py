@@ -315,12 +315,15 @@ def test_descriptions_of_other_versions(tmp_path):
     assert description["config"] == dataclasses.asdict(TINY)
     assert description["dtype"] == "float32"
     for change, message in (
-        ({"config": {**description["config"], "rotary": True}}, "rotary.*newer vers"),
-        ({"config": [1]}, "config .1.*newer version"),
-        ({"family": "DiT-3D"}, "family 'DiT-3D'.*newer version"),
-        ({"layout": "zip"}, "layout 'zip'.*newer version"),
+        (
+            {"config": {**description["config"], "rotary": True}},
+            "version .unknown fields rota",
+        ),
+        ({"config": [1]}, "is of another version.*config .1"),
+        ({"family": "DiT-3D"}, "another version.*family 'DiT-3D'"),
+        ({"layout": "zip"}, "another version.*layout 'zip'"),
         ({"config": {**description["config"], "depth": "4"}}, "depth must be a whole"),
-        ({"kind": "full_models.DiT"}, "older version.*export the weights again"),
+        ({"kind": "full_models.DiT"}, "another version.*Export the weights again"),
     ):
         save_tree(path, {"w": np.ones(2)}, description | change)
         with pytest.raises(ValueError, match=message):

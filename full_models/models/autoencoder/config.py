@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args
 
 from full_models.models.family import DType
+
+_COUNT = "a whole number of at least 1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,45 +45,29 @@ class KLConfig:
     compute_dtype: DType = "float32"
 
     def __post_init__(self):
-        for name in (
-            "latent_channels",
-            "out_channels",
-            "layers_per_block",
-            "norm_num_groups",
-        ):
-            value = getattr(self, name)
-            if not _is_count(value):
-                raise ValueError(
-                    f"{name} must be a whole number of at least 1, got {value!r}."
-                )
         widths, groups = self.block_out_channels, self.norm_num_groups
-        if not widths or not all(_is_count(c) and c % groups == 0 for c in widths):
-            raise ValueError(
-                f"block_out_channels must be multiples of norm_num_groups={groups}, "
-                f"got {widths}."
-            )
-        if not (_is_number(self.scaling_factor) and self.scaling_factor > 0):
-            raise ValueError(
-                f"scaling_factor must be > 0, got {self.scaling_factor!r}."
-            )
-        if not (self.shift_factor is None or _is_number(self.shift_factor)):
-            raise ValueError(
-                f"shift_factor must be a number or None, got {self.shift_factor!r}."
-            )
-        for name in ("use_post_quant_conv", "mid_block_add_attention"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} must be True or False, got {value!r}.")
-        if self.compute_dtype not in ("float32", "bfloat16"):
-            raise ValueError(
-                f"compute_dtype must be 'float32' or 'bfloat16', got "
-                f"{self.compute_dtype!r}."
-            )
-
-    @property
-    def upscaling(self) -> int:
-        """Pixels along a side for each of the latent's; 8 by default."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        counts = ("latent_channels", "out_channels", "layers_per_block")
+        checks = {
+            **dict.fromkeys((*counts, "norm_num_groups"), (_is_count, _COUNT)),
+            "block_out_channels": (
+                lambda c: c and all(_is_count(w) and w % groups == 0 for w in widths),
+                f"multiples of norm_num_groups={groups}",
+            ),
+            "scaling_factor": (lambda value: _is_number(value) and value > 0, "> 0"),
+            "shift_factor": (
+                lambda value: value is None or _is_number(value),
+                "a number or None",
+            ),
+            "use_post_quant_conv": (lambda v: isinstance(v, bool), "True or False"),
+            "mid_block_add_attention": (lambda v: isinstance(v, bool), "True or False"),
+            "compute_dtype": (
+                lambda value: value in get_args(DType),
+                "'float32' or 'bfloat16'",
+            ),
+        }
+        for name, (holds, what) in checks.items():
+            if not holds(value := getattr(self, name)):
+                raise ValueError(f"{name} must be {what}, got {value!r}.")
 
     @classmethod
     def from_diffusers(cls, found: dict[str, Any]) -> KLConfig:
