@@ -191,7 +191,7 @@ def _spread_draws(
     depth: int, num_dropped: int, num_masks: int
 ) -> list[tuple[jax.Array, ...]]:
     """Draws whose first dropped blocks have the mean of the law."""
-    law = gg.FixedCount(num_dropped)
+    law = gg.drop.FixedCount(num_dropped)
     every = np.array(law.all_masks(depth))
     firsts = every.min(axis=1)
     # In the order of the first dropped block, evenly spaced: quantiles of the law.

@@ -65,7 +65,7 @@ def s2_overhead(
 
     for count in (1, 2):
         rule = gg.S2Guidance(2.0, num_dropped=count, window=None)
-        law = gg.FixedCount(count)
+        law = gg.drop.FixedCount(count)
         keys = jax.random.split(jax.random.key(count), 9)
         drops = [law.draw(k, num_blocks) for k in keys]
         if count == 1:  # every draw once

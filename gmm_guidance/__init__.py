@@ -12,7 +12,7 @@ from gmm_guidance.analysis.error_budget import (
     error_budget,
 )
 from gmm_guidance.analysis.weak_pass_effect import WeakPassEffect, weak_pass_effect
-from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks, FixedCount
+from gmm_guidance.blocks import drop
 from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.blocks.stack import Backbone, BlockStack
@@ -74,7 +74,6 @@ __all__ = [
     "Ancestral",
     "AutoGuidance",
     "Backbone",
-    "Bernoulli",
     "BlockMLP",
     "BlockStack",
     "CFG",
@@ -94,8 +93,6 @@ __all__ = [
     "ErrorBudget",
     "Euler",
     "ExactDenoiser",
-    "FixedBlocks",
-    "FixedCount",
     "FlowSteps",
     "GaussianMixture",
     "GuidanceRule",
@@ -129,6 +126,7 @@ __all__ = [
     "Windowed",
     "calibrate",
     "decompose",
+    "drop",
     "error_budget",
     "evaluate_passes",
     "exact",

@@ -164,7 +164,7 @@ def _parts(denoiser, x, sigma, label, dropped) -> tuple[jax.Array, ...]:
         # The sub-network of a perfect network is perfect at best.
         uncond, cond = denoiser.denoise_rows(x, sigma, [None, label])
         return uncond, cond, cond
-    masks = gg.FixedCount(dropped).all_masks(denoiser.num_blocks)
+    masks = gg.drop.FixedCount(dropped).all_masks(denoiser.num_blocks)
     return _network_parts(denoiser, x, sigma, label, [jnp.asarray(m) for m in masks])
 
 

@@ -219,7 +219,7 @@ class Run:
             window=options.window,
         )
         # The whole stack is known here: too many blocks are an error at once.
-        gg.FixedCount(options.num_dropped, (0,)).check(num_blocks)
+        gg.drop.FixedCount(options.num_dropped, (0,)).check(num_blocks)
         return self.on_channels(rule)
 
     def on_channels(self, rule: gg.GuidanceRule) -> gg.GuidanceRule:

@@ -1,7 +1,7 @@
-"""Drop laws: which blocks a weak pass leaves out, and how they are drawn.
+"""Drop distributions: which blocks a weak pass leaves out, and how they are drawn.
 
 A draw is a sorted integer array ``[k]`` of block indices, padded at its end with
-``num_blocks`` where a law draws fewer than ``k``. Being data, not program, it never
+``num_blocks`` where fewer than ``k`` are drawn. Being data, not program, it never
 causes a new compilation.
 """
 
@@ -10,26 +10,48 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import override
+
+__all__ = ["Bernoulli", "DropDistribution", "FixedBlocks", "FixedCount"]
 
 
-class DropLaw(Protocol):
-    """A law over non-empty sets of dropped blocks."""
+class DropProbabilities(NamedTuple):
+    """What a drop distribution means for each block, which decides its cost.
+
+    Attributes:
+        joined: probability that the block or an earlier one is dropped, ``[L]``: that a
+            weak pass differs from the full pass after this block.
+        dropped: probability that the block is dropped, ``[L]``.
+    """
+
+    joined: np.ndarray
+    dropped: np.ndarray
+
+    @classmethod
+    def of_set(cls, blocks: Any, num_blocks: int) -> DropProbabilities:
+        """The zeros and ones of a known set of blocks; padding is ignored."""
+        dropped = _indicator(np.asarray(blocks), num_blocks)
+        return cls(np.maximum.accumulate(dropped), dropped)
+
+
+class DropDistribution(Protocol):
+    """A distribution over non-empty sets of dropped blocks."""
 
     def check(self, num_blocks: int) -> None:
-        """Raise ``ValueError`` where the law does not fit a model of this depth."""
+        """Raise ``ValueError`` if the distribution does not fit a model's depth."""
         ...
 
     def draw(self, key: jax.Array, num_blocks: int) -> jax.Array:
         """One set, ``[k]`` ascending block indices padded with ``num_blocks``."""
         ...
 
-    def expected_depths(self, num_blocks: int) -> tuple[float, float]:
-        """Expected index of the first dropped block, and expected number dropped."""
+    def probabilities(self, num_blocks: int) -> DropProbabilities:
+        """The exact probabilities of each block."""
         ...
 
 
@@ -56,11 +78,18 @@ def eligible_blocks(num_blocks: int, protected: tuple[int, ...]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class FixedCount:
+class FixedCount(DropDistribution):
     """``num_dropped`` blocks, uniformly without replacement from the unprotected ones.
 
-    The law of the public reimplementations of S²-Guidance; the paper indexes its
-    ablation (Table 4) by a fixed count and protects the first block (Sec. 4.5).
+    The distribution of the public reimplementations of S²-Guidance; the paper indexes
+    its ablation (Table 4) by a fixed count and protects the first block (Sec. 4.5).
+
+    Args:
+        num_dropped: number of blocks in a set, at least 1.
+        protected: blocks that are never dropped.
+
+    Raises:
+        ValueError: if ``num_dropped`` is below 1.
     """
 
     num_dropped: int = 1
@@ -73,40 +102,48 @@ class FixedCount:
                 f"that drops nothing is the full pass (use CFG)."
             )
 
+    @override
     def check(self, num_blocks: int) -> None:
-        """Raise unless enough unprotected blocks exist and one block remains."""
         eligible = eligible_blocks(num_blocks, self.protected)
         _check_count(self.num_dropped, eligible.size, num_blocks)
 
+    @override
     def draw(self, key: jax.Array, num_blocks: int) -> jax.Array:
-        """``[num_dropped]`` ascending block indices."""
         eligible = jnp.asarray(eligible_blocks(num_blocks, self.protected))
         if self.num_dropped == 1:  # without the sort of a permutation, slow to compile
             return eligible[jax.random.randint(key, (1,), 0, eligible.size)]
         chosen = jax.random.permutation(key, eligible)[: self.num_dropped]
         return jnp.sort(chosen)
 
-    def expected_depths(self, num_blocks: int) -> tuple[float, float]:
-        """Exact expectation of the smallest of k of m items drawn uniformly."""
-        eligible = eligible_blocks(num_blocks, self.protected)
-        m, k = eligible.size, self.num_dropped
-        ways = np.array([math.comb(m - 1 - j, k - 1) for j in range(m)], float)
-        return float(ways @ eligible / math.comb(m, k)), float(k)
+    @override
+    def probabilities(self, num_blocks: int) -> DropProbabilities:
+        eligible = _eligible(num_blocks, self.protected)
+        m, k = int(eligible.sum()), self.num_dropped
+        # None of the e eligible blocks up to each one is among the k of m.
+        none = [math.comb(m - int(e), k) / math.comb(m, k) for e in eligible.cumsum()]
+        return DropProbabilities(1.0 - np.array(none), eligible * k / m)
 
     def all_masks(self, num_blocks: int) -> np.ndarray:
-        """Every set that the law can draw, all equally likely: ``[count, k]``."""
+        """Every set that can be drawn, all equally likely: ``[count, k]``."""
         eligible = eligible_blocks(num_blocks, self.protected)
         sets = itertools.combinations(eligible.tolist(), self.num_dropped)
         return np.array(list(sets), np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(DropDistribution):
     """Each unprotected block dropped with probability ``rate``, given that one is.
 
-    A draw without any dropped block would make the weak pass the full pass, so the law
-    is conditioned on at least one: the first dropped block is drawn from its exact
-    conditional law, the later ones independently.
+    A draw without any dropped block would make the weak pass the full pass, so the
+    distribution is conditioned on at least one: the first dropped block is drawn from
+    its exact conditional distribution, the later ones independently.
+
+    Args:
+        rate: probability of each block, in (0, 1).
+        protected: blocks that are never dropped, at least one.
+
+    Raises:
+        ValueError: for a rate out of range.
     """
 
     rate: float = 0.1
@@ -116,8 +153,8 @@ class Bernoulli:
         if not 0.0 < self.rate < 1.0:
             raise ValueError(f"rate must be between 0 and 1, got {self.rate}.")
 
+    @override
     def check(self, num_blocks: int) -> None:
-        """Raise unless a block can be dropped and another always remains."""
         eligible = eligible_blocks(num_blocks, self.protected)
         if eligible.size == num_blocks:
             raise ValueError(
@@ -125,8 +162,8 @@ class Bernoulli:
                 "all of them; set protected=(0,)."
             )
 
+    @override
     def draw(self, key: jax.Array, num_blocks: int) -> jax.Array:
-        """Ascending indices padded with ``num_blocks``: as many as are unprotected."""
         eligible = eligible_blocks(num_blocks, self.protected)
         first_key, rest_key = jax.random.split(key)
         position = np.arange(eligible.size)
@@ -136,19 +173,23 @@ class Bernoulli:
         dropped = (position == first) | (rest & (position > first))
         return jnp.sort(jnp.where(dropped, jnp.asarray(eligible), num_blocks))
 
-    def expected_depths(self, num_blocks: int) -> tuple[float, float]:
-        """Exact expectations under the conditional law."""
-        eligible = eligible_blocks(num_blocks, self.protected)
-        position = np.arange(eligible.size)
-        first = (1.0 - self.rate) ** position
-        first /= first.sum()
-        after = 1.0 + self.rate * (eligible.size - 1 - position)
-        return float(first @ eligible), float(first @ after)
+    @override
+    def probabilities(self, num_blocks: int) -> DropProbabilities:
+        eligible = _eligible(num_blocks, self.protected)
+        some = 1.0 - (1.0 - self.rate) ** eligible.cumsum()  # up to each block
+        return DropProbabilities(some / some[-1], eligible * self.rate / some[-1])
 
 
 @dataclasses.dataclass(frozen=True)
-class FixedBlocks:
-    """Always the same blocks, as in skip-layer guidance."""
+class FixedBlocks(DropDistribution):
+    """Always the same blocks, as in skip-layer guidance.
+
+    Args:
+        blocks: their indices, each once, in any order.
+
+    Raises:
+        ValueError: for no blocks, or repeated ones.
+    """
 
     blocks: tuple[int, ...]
 
@@ -158,8 +199,8 @@ class FixedBlocks:
                 f"blocks must name at least one block, each once, got {self.blocks}."
             )
 
+    @override
     def check(self, num_blocks: int) -> None:
-        """Raise unless the blocks exist and one remains."""
         outside = [b for b in self.blocks if not 0 <= b < num_blocks]
         if outside:
             raise ValueError(
@@ -168,13 +209,22 @@ class FixedBlocks:
             )
         _check_count(len(self.blocks), num_blocks, num_blocks)
 
+    @override
     def draw(self, key: jax.Array, num_blocks: int) -> jax.Array:
-        """The blocks in ascending order; the key is not used."""
         return jnp.asarray(sorted(self.blocks), jnp.int32)
 
-    def expected_depths(self, num_blocks: int) -> tuple[float, float]:
-        """The first block and the number of blocks."""
-        return float(min(self.blocks)), float(len(self.blocks))
+    @override
+    def probabilities(self, num_blocks: int) -> DropProbabilities:
+        return DropProbabilities.of_set(self.blocks, num_blocks)
+
+
+def _eligible(num_blocks: int, protected: tuple[int, ...]) -> np.ndarray:
+    """1 for each block that may be dropped, 0 for a protected one, ``[L]``."""
+    return _indicator(eligible_blocks(num_blocks, protected), num_blocks)
+
+
+def _indicator(blocks: np.ndarray, num_blocks: int) -> np.ndarray:
+    return np.isin(np.arange(num_blocks), blocks).astype(float)
 
 
 def _check_count(num_dropped: int, num_eligible: int, num_blocks: int) -> None:

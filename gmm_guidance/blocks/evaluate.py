@@ -2,7 +2,7 @@
 
 A weak pass equals the full pass of the same label up to its first dropped block. So
 the full passes run as rows of one batch, and each weak pass joins them there as one
-more row, which stands still at its dropped blocks:
+more row, which leaves out its dropped blocks:
 
     blocks      0 .. first           first .. L
     rows        uncond, cond         uncond, cond, weak
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_guidance.blocks.shared_prefix import read_rows, run_rows
+from gmm_guidance.blocks.shared_prefix import read_rows, run_full, run_joined
 from gmm_guidance.blocks.stack import BlockStack, is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
 
@@ -120,9 +120,9 @@ def _evaluate_rows(
         drops = _stack_drops([p.drop for p in weak], model.num_blocks)
         base = np.array([_index(labels, p.label) for p in weak])
         idle = np.array([not _contains(full_labels, label) for label in labels])
-        hidden, context = run_rows(model, hidden, context, drops, base, idle)
+        hidden, context = run_joined(model, hidden, context, drops, base, idle)
     else:
-        hidden, context = run_rows(model, hidden, context)
+        hidden = run_full(model, hidden, context)
     return read_rows(model, hidden, context, x, sigma)
 
 

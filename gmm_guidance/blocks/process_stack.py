@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_concrete
-from gmm_guidance.blocks.shared_prefix import run_blocks, run_rows
+from gmm_guidance.blocks.shared_prefix import run_blocks, run_full
 from gmm_guidance.blocks.stack import run_block, run_segment_block
 from gmm_guidance.diffusion.parameterization import (
     Prediction,
@@ -131,7 +131,7 @@ class ProcessStack(WrappedStack):
             return self.backbone(x_t, time, label)
         hidden, context = self.backbone.embed(x_t, time, label)
         rows: Any = jax.tree.map(lambda a: a[None], (hidden, context))
-        hidden, _ = run_rows(self, *rows)
+        hidden = run_full(self, *rows)
         return self.backbone.readout(jax.tree.map(lambda a: a[0], hidden), context)
 
     @override

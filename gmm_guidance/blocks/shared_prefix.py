@@ -1,95 +1,134 @@
-"""Running several passes through the blocks together, each as far as it must.
+"""Several passes through the blocks together, each only as far as it must.
 
 A row is one pass. Full rows run through every block. A weak row joins at its first
-dropped block, where it copies the state of the full row of its label, stands still at
-its dropped blocks, and runs through the rest. Which rows move at a block is a table
-of data, so any dropped blocks run in one compiled program.
+dropped block, where it copies the state of the full row of its label, leaves out its
+dropped blocks, and runs through the rest. Which rows run at a block is a table of data,
+so any dropped blocks run in one compiled program: one loop for each segment of equal
+blocks.
 
-Two ways to move the rows of a block: one by one (CPU), in which case each is computed
-in the shapes, and so with the rounding, that it has alone; or as one batch (elsewhere),
-which keeps a wide device full.
+The rows of a block run one by one on a CPU, each in the shapes, and so with the
+rounding, that it has alone; elsewhere as one batch, which keeps a wide device full.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmm_guidance.blocks.stack import run_segment_block, segments_of
+
 
 class _Table(NamedTuple):
     """What happens at each block: ``[L, rows]`` and ``[L]`` integers.
 
-    ``order`` has the moving rows first, ``moving`` says how many; ``joins`` has the
+    ``order`` has the running rows first, ``running`` says how many; ``joins`` has the
     joining weak rows first, ``joining`` says how many.
     """
 
     order: jax.Array
-    moving: jax.Array
+    running: jax.Array
     joins: jax.Array
     joining: jax.Array
-
-
-def run_rows(
-    model: Any,
-    hidden: Any,
-    context: Any,
-    drops: jax.Array | None = None,
-    base: np.ndarray | None = None,
-    idle: np.ndarray | None = None,
-) -> tuple[Any, Any]:
-    """Run full rows, and weak rows that join them, through all blocks.
-
-    Args:
-        model: the ``BlockStack``.
-        hidden: embedded state of the full rows, leading axis ``row``.
-        context: their context, likewise.
-        drops: dropped blocks of each weak row, ``[weak, k]`` or ``[weak, n, k]``,
-            padded with the number of blocks; ``None`` without weak rows.
-        base: the full row that each weak row joins, ``[weak]``.
-        idle: full rows that only lend their embedding, ``[full]``: nobody asked for
-            them, and weak rows run from block 0 on their own.
-
-    Returns:
-        States after the last block and contexts, full rows first, then weak rows.
-    """
-    num_full = jax.tree.leaves(hidden)[0].shape[0]
-    if drops is None or base is None or idle is None:
-        # Static bounds: these loops are scans, and so can be differentiated.
-        order = jnp.arange(num_full)
-
-        def full_step(i, hidden):
-            return _move(model, i, hidden, context, order, num_full, num_full, None)
-
-        return jax.lax.fori_loop(0, model.num_blocks, full_step, hidden), context
-
-    source = jnp.asarray(base, jnp.int32)
-    hidden, context = jax.tree.map(
-        lambda a: jnp.concatenate([a, a[source]]), (hidden, context)
-    )
-    table = _make_table(drops, model.num_blocks, idle, idle[base])
-    least = num_full - int(idle.sum())  # rows that move at every block
-
-    def step(i, hidden):
-        def join(j, hidden):
-            weak = table.joins[i, j]
-            return _put(hidden, num_full + weak, _take(hidden, source[weak]))
-
-        hidden = jax.lax.fori_loop(0, table.joining[i], join, hidden)
-        order, moving = table.order[i], table.moving[i]
-        return _move(model, i, hidden, context, order, moving, least, drops)
-
-    return jax.lax.fori_loop(0, model.num_blocks, step, hidden), context
 
 
 def run_blocks(model: Any, x: jax.Array, sigma: jax.Array, label: Any) -> jax.Array:
     """One plain pass through all blocks: the definition of a ``BlockStack``'s value."""
     embedded = model.embed(x, sigma, label)
     rows: Any = jax.tree.map(lambda a: a[None], embedded)
-    hidden, context = run_rows(model, rows[0], rows[1])
-    return read_rows(model, hidden, context, x, sigma)[0]
+    return read_rows(model, run_full(model, *rows), rows[1], x, sigma)[0]
+
+
+def run_full(model: Any, hidden: Any, context: Any) -> Any:
+    """Run rows through all blocks.
+
+    Args:
+        model: the ``BlockStack``.
+        hidden: embedded states, leading axis ``row``.
+        context: contexts, likewise.
+
+    Returns:
+        States after the last block. The bounds of all loops are static, so that they
+        can be differentiated.
+    """
+    count = _count(hidden)
+
+    def step(block, index, hidden):
+        def one_by_one(hidden, context):
+            def visit(row, hidden):
+                new = block(_take(hidden, row), _take(context, row))
+                return _put(hidden, row, new)
+
+            return jax.lax.fori_loop(0, count, visit, hidden)
+
+        return jax.lax.platform_dependent(
+            hidden, context, cpu=one_by_one, default=jax.vmap(block)
+        )
+
+    return _each_block(model, step, hidden)
+
+
+def run_joined(
+    model: Any,
+    hidden: Any,
+    context: Any,
+    drops: jax.Array,
+    base: np.ndarray,
+    idle: np.ndarray,
+) -> tuple[Any, Any]:
+    """Run full rows, and weak rows that join them, through all blocks.
+
+    Args:
+        model: the ``BlockStack``.
+        hidden: embedded states of the full rows, leading axis ``row``.
+        context: their contexts, likewise.
+        drops: dropped blocks of each weak row, ``[weak, k]`` or ``[weak, n, k]``,
+            padded with the number of blocks.
+        base: the full row that each weak row joins, ``[weak]``.
+        idle: full rows of which only the embedding is needed, ``[full]``: their weak
+            rows run separately from block 0.
+
+    Returns:
+        States after the last block and contexts, full rows first, then weak rows.
+    """
+    num_full = _count(hidden)
+    source = jnp.asarray(base, jnp.int32)
+    hidden, context = jax.tree.map(
+        lambda a: jnp.concatenate([a, a[source]]), (hidden, context)
+    )
+    table = _make_table(drops, model.num_blocks, idle, idle[base])
+    least = num_full - int(idle.sum())  # rows that run at every block
+
+    def step(block, index, hidden):
+        def join(j, hidden):
+            weak = table.joins[index, j]
+            return _put(hidden, num_full + weak, _take(hidden, source[weak]))
+
+        def row_block(row, hidden, context):
+            new = block(hidden, context)
+            if drops.ndim == 2:
+                return new
+            weak = row - num_full
+            held = jnp.any(drops[weak] == index, axis=-1) & (weak >= 0)
+            return jax.tree.map(
+                lambda a, b: jnp.where(_expand(held, a), a, b), hidden, new
+            )
+
+        hidden = jax.lax.fori_loop(0, table.joining[index], join, hidden)
+        return jax.lax.platform_dependent(
+            hidden,
+            context,
+            table.order[index],
+            table.running[index],
+            cpu=functools.partial(_one_by_one, row_block),
+            default=functools.partial(_as_batch, row_block, least),
+        )
+
+    return _each_block(model, step, hidden), context
 
 
 def read_rows(
@@ -100,7 +139,7 @@ def read_rows(
     def one_by_one(hidden, context, x, sigma):
         # A loop: unrolled, rows would share what depends on x alone, and the compiler
         # would contract the rest differently from a single pass.
-        count = jax.tree.leaves(hidden)[0].shape[0]
+        count = _count(hidden)
         x, sigma = (jnp.broadcast_to(a, (count, *jnp.shape(a))) for a in (x, sigma))
         return jax.lax.map(lambda row: model.readout(*row), (hidden, context, x, sigma))
 
@@ -110,6 +149,54 @@ def read_rows(
     )
 
 
+def _each_block(model: Any, step: Callable[..., Any], hidden: Any) -> Any:
+    """``step(block, index, hidden)`` for all blocks, in one loop for each segment.
+
+    ``block(hidden, context)`` is the block of that index, counted through all segments,
+    for one row.
+    """
+    start = 0
+    for segment, size in enumerate(segments_of(model)):
+
+        def body(index, hidden, segment=segment, start=start):
+            def block(hidden, context):
+                # The one place where a block is applied. Another perturbation than
+                # leaving it out would be chosen here, by a static kind.
+                within = index - start if start else index
+                return run_segment_block(model, segment, within, hidden, context)
+
+            return step(block, index, hidden)
+
+        hidden = jax.lax.fori_loop(start, start + size, body, hidden)
+        start += size
+    return hidden
+
+
+def _one_by_one(row_block, hidden, context, order, running):
+    """The block of the first ``running`` rows of ``order``."""
+
+    def visit(j, hidden):
+        row = order[j]
+        new = row_block(row, _take(hidden, row), _take(context, row))
+        return _put(hidden, row, new)
+
+    return jax.lax.fori_loop(0, running, visit, hidden)
+
+
+def _as_batch(row_block, least, hidden, context, order, running):
+    """As ``_one_by_one``, in a program for each number of rows from ``least`` on."""
+
+    def of_first(count, hidden):
+        rows = order[:count]
+        part = jax.tree.map(lambda a: a[rows], (hidden, context))
+        new = jax.vmap(row_block)(rows, *part)
+        return jax.tree.map(lambda a, b: a.at[rows].set(b), hidden, new)
+
+    counts = range(least, order.shape[0] + 1)
+    branches = [functools.partial(of_first, count) for count in counts]
+    return jax.lax.switch(running - least, branches, hidden)
+
+
 def _make_table(
     drops: jax.Array, num_blocks: int, idle: np.ndarray, alone: np.ndarray
 ) -> _Table:
@@ -117,13 +204,13 @@ def _make_table(
     first = jnp.min(drops, axis=tuple(range(1, drops.ndim)))
     first = jnp.minimum(first, num_blocks - 1)  # where it drops none, it still joins
     joins = (blocks == first[None]) & ~alone[None]
-    moves = (blocks >= first[None]) | alone[None]
-    if drops.ndim == 2:  # by sample instead, the row moves and samples are held
-        moves &= ~jnp.any(drops[None] == blocks[:, :, None], axis=-1)
+    runs = (blocks >= first[None]) | alone[None]
+    if drops.ndim == 2:  # by sample instead, the row runs and samples are held
+        runs &= ~jnp.any(drops[None] == blocks[:, :, None], axis=-1)
     full = jnp.broadcast_to(~idle[None], (num_blocks, len(idle)))
-    moves = jnp.concatenate([full, moves], axis=1)
+    runs = jnp.concatenate([full, runs], axis=1)
     return _Table(
-        _places_first(moves), jnp.sum(moves, 1), _places_first(joins), jnp.sum(joins, 1)
+        _places_first(runs), jnp.sum(runs, 1), _places_first(joins), jnp.sum(joins, 1)
     )
 
 
@@ -135,56 +222,8 @@ def _places_first(chosen: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(hit, places[None, None, :], 0), axis=2)
 
 
-def _move(model, index, hidden, context, order, moving, least, drops):
-    """Block ``index`` of the first ``moving`` rows of ``order``."""
-    rows = hidden
-
-    def block(row, hidden, context):
-        new = model.block(index, hidden, context)
-        if drops is None or drops.ndim == 2:
-            return new
-        weak = row - (jax.tree.leaves(rows)[0].shape[0] - drops.shape[0])
-        held = jnp.any(drops[weak] == index, axis=-1) & (weak >= 0)
-        return jax.tree.map(lambda a, b: jnp.where(_expand(held, a), a, b), hidden, new)
-
-    def one_by_one(hidden, context, order, moving):
-        def visit(j, hidden):
-            row = order[j]
-            return _put(
-                hidden, row, block(row, _take(hidden, row), _take(context, row))
-            )
-
-        return jax.lax.fori_loop(0, moving, visit, hidden)
-
-    def together(hidden, context, order, moving):
-        def first_rows(count):
-            def run(hidden):
-                rows = order[:count]
-                part = jax.tree.map(lambda a: a[rows], (hidden, context))
-                new = jax.vmap(block)(rows, *part)
-                return jax.tree.map(lambda a, b: a.at[rows].set(b), hidden, new)
-
-            return run
-
-        counts = range(least, order.shape[0] + 1)
-        return jax.lax.switch(moving - least, [first_rows(c) for c in counts], hidden)
-
-    if isinstance(moving, int):
-        # No weak rows: known bounds.
-        return jax.lax.platform_dependent(
-            hidden,
-            context,
-            cpu=lambda h, c: jax.lax.fori_loop(
-                0,
-                moving,
-                lambda j, h: _put(h, j, block(j, _take(h, j), _take(c, j))),
-                h,
-            ),
-            default=lambda h, c: jax.vmap(block)(order, h, c),
-        )
-    return jax.lax.platform_dependent(
-        hidden, context, order, moving, cpu=one_by_one, default=together
-    )
+def _count(rows: Any) -> int:
+    return jax.tree.leaves(rows)[0].shape[0]
 
 
 def _take(rows: Any, index: Any) -> Any:

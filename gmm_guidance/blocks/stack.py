@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 
@@ -104,6 +105,27 @@ def segments_of(model: Any) -> tuple[int, ...]:
             f"{model.num_blocks}, got {segments}."
         )
     return segments
+
+
+def relative_costs(model: Any) -> np.ndarray:
+    """The fraction of a pass that each block costs, ``[num_blocks]``.
+
+    Args:
+        model: a model with ``num_blocks`` and perhaps ``block_costs``; or a number of
+            equal blocks.
+
+    Raises:
+        ValueError: if the costs are not positive, or not one for each block.
+    """
+    num_blocks = model if isinstance(model, int) else model.num_blocks
+    costs = getattr(model, "block_costs", None)
+    costs = np.ones(num_blocks) if costs is None else np.asarray(costs, float)
+    if costs.shape != (num_blocks,) or not (costs > 0).all():
+        raise ValueError(
+            f"block_costs must be {num_blocks} numbers above 0, one for each block, "
+            f"got {costs.tolist()}."
+        )
+    return costs / costs.sum()
 
 
 def run_segment_block(

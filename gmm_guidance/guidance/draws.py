@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from typing_extensions import override
 
-from gmm_guidance.blocks.drop import DropLaw, FixedCount
+from gmm_guidance.blocks.drop import DropDistribution, FixedCount
 
 #: How long a draw lasts: a step, a single evaluation, or the whole run.
 Redraw = Literal["step", "evaluation", "run"]
@@ -54,7 +54,7 @@ class RandomDraws:
 
     def dropped_blocks(
         self,
-        distribution: DropLaw,
+        distribution: DropDistribution,
         num_masks: int | Literal["all"] = 1,
         redraw: Redraw = "step",
         per_sample: bool = False,
@@ -98,7 +98,9 @@ class RandomDraws:
         )
         return tuple(drawn[mask] for mask in range(num_masks))
 
-    def _check(self, distribution: DropLaw, num_masks: int | Literal["all"]) -> int:
+    def _check(
+        self, distribution: DropDistribution, num_masks: int | Literal["all"]
+    ) -> int:
         if self.num_blocks is None:
             raise TypeError(
                 "this guidance rule drops blocks, but the denoiser has none: it is not "
@@ -124,7 +126,7 @@ class RandomBlocks:
         per_sample: whether each sample has its own set.
     """
 
-    distribution: DropLaw
+    distribution: DropDistribution
     per_sample: bool
 
 
@@ -134,7 +136,7 @@ class UndrawnDraws(RandomDraws):
     @override
     def dropped_blocks(
         self,
-        distribution: DropLaw,
+        distribution: DropDistribution,
         num_masks: int | Literal["all"] = 1,
         redraw: Redraw = "step",
         per_sample: bool = False,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_float
-from gmm_guidance.blocks.drop import DropLaw, FixedBlocks, FixedCount
+from gmm_guidance.blocks.drop import DropDistribution, FixedBlocks, FixedCount
 from gmm_guidance.blocks.evaluate import Pass
 from gmm_guidance.diffusion.denoiser import map_denoised
 from gmm_guidance.guidance.cfg import CFG
@@ -164,7 +164,7 @@ class S2Guidance(WeakTerm):
     window: Window | tuple[float, float] | None = static_field(default=(0.1, 0.9))
     num_masks: int | Literal["all"] = static_field(default=1)
     form: Form = static_field(default="centered")
-    distribution: DropLaw | None = static_field(default=None)
+    distribution: DropDistribution | None = static_field(default=None)
     redraw: Redraw = static_field(default="step")
     per_sample: bool = static_field(default=False)
 

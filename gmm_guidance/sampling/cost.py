@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from gmm_guidance._runtime.checks import as_concrete
+from gmm_guidance.blocks.drop import DropProbabilities
+from gmm_guidance.blocks.stack import relative_costs
 from gmm_guidance.diffusion.schedule import Schedule
 from gmm_guidance.guidance.draws import RandomBlocks
 from gmm_guidance.guidance.rule import GuidanceRule, expected_passes
@@ -32,24 +34,27 @@ class Cost(NamedTuple):
 def expected_cost(
     guidance: GuidanceRule,
     schedule: Schedule,
-    num_blocks: int,
+    model: Any,
     *,
     solver: str | Solver = "heun",
 ) -> Cost:
     """Expected forward passes per sample, exact over the distribution of random masks.
 
     A pass of another model (AutoGuidance) counts as one, whatever its size. A traced
-    scale counts as on.
+    scale counts as on. Embedding and readout count as nothing.
 
     Args:
         guidance: the rule.
         schedule: noise levels.
-        num_blocks: depth of the model.
+        model: the ``BlockStack``, with its ``block_costs`` if it has them; or its
+            number of blocks, which count as equal.
         solver: as in ``guided_sample``.
 
     Raises:
-        ValueError: if a drop distribution of the rule does not fit ``num_blocks``.
+        ValueError: if a drop distribution of the rule does not fit the model, or its
+            block costs are not positive, one for each block.
     """
+    costs = relative_costs(model)
     solver = as_solver(solver)
     shared = separate = 0.0
     evaluations = 0
@@ -57,48 +62,40 @@ def expected_cost(
         steps = segment.stop - segment.start
         for rule in segment.evaluations(solver):
             evaluations += steps
-            row_shared, row_separate = _passes_of(rule, num_blocks)
+            row_shared, row_separate = _passes_of(rule, costs)
             shared += steps * row_shared
             separate += steps * row_separate
     return Cost(shared, separate, evaluations)
 
 
-def _passes_of(rule: GuidanceRule, num_blocks: int) -> tuple[float, float]:
+def _passes_of(rule: GuidanceRule, costs: np.ndarray) -> tuple[float, float]:
     """Shared and separate cost of one evaluation: each distinct pass once."""
     # Labels count as the same if they are the same object.
-    passes = expected_passes(rule, num_blocks, label=object())
+    passes = expected_passes(rule, len(costs), label=object())
     full = {(id(p.label), id(p.model)) for p in passes if p.drop is None}
     shared = separate = float(len(full))
     for p in passes:
         if p.drop is None:
             continue
-        blocks = _expected_blocks(p.drop, num_blocks)
-        if blocks is None:
+        found = _probabilities(p.drop, len(costs))
+        if found is None:
             # Nothing is skipped, and the prefix is hardly shared.
             shared, separate = shared + 1.0, separate + 1.0
             continue
-        first, dropped = blocks
-        own = (num_blocks - dropped) / num_blocks
+        own = float(costs @ (1.0 - found.dropped))
         joins = (id(p.label), id(p.model)) in full
-        shared += own - first / num_blocks if joins else own
+        shared += float(costs @ (found.joined - found.dropped)) if joins else own
         separate += own
     return shared, separate
 
 
-def _expected_blocks(drop: Any, num_blocks: int) -> tuple[float, float] | None:
-    """Expected first dropped block and number of dropped blocks of the whole batch.
-
-    ``None`` for sets per sample, and sets of which nothing is known.
-    """
+def _probabilities(drop: Any, num_blocks: int) -> DropProbabilities | None:
+    """Those of the dropped blocks; ``None`` for sets per sample, or unknown sets."""
     if isinstance(drop, RandomBlocks):
-        if drop.per_sample:
-            return None
-        return drop.distribution.expected_depths(num_blocks)
+        return None if drop.per_sample else drop.distribution.probabilities(num_blocks)
     if isinstance(drop, jax.ShapeDtypeStruct):
         return None
     blocks = as_concrete(drop)
     if blocks is None or blocks.ndim != 1:
         return None
-    dropped = blocks[blocks < num_blocks]
-    first = np.min(dropped) if dropped.size else num_blocks
-    return float(first), float(dropped.size)
+    return DropProbabilities.of_set(blocks, num_blocks)

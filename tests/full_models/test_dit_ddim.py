@@ -68,7 +68,7 @@ def test_guided_ddim_is_diffusers(model, network, channels, weak):
     wanted = theirs(model, noise, labels, channels, weak)
     rule = gg.CFG(CFG)
     if weak:
-        rule = gg.S2Guidance(CFG, OMEGA, distribution=gg.FixedBlocks((BLOCK,)))
+        rule = gg.S2Guidance(CFG, OMEGA, distribution=gg.drop.FixedBlocks((BLOCK,)))
     schedule = gg.DDPMSteps(STEPS)
     # x_t at time 999 is alpha x: the same start in our clock.
     alpha = np.sqrt(schedule.process.alpha_bars()[-1])

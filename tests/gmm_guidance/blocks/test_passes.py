@@ -12,7 +12,6 @@ from gmm_guidance import (
     CFG,
     AutoGuidance,
     CustomSchedule,
-    FixedBlocks,
     Pass,
     S2Guidance,
     SkipLayer,
@@ -22,6 +21,7 @@ from gmm_guidance import (
     expected_cost,
     guided_sample,
 )
+from gmm_guidance.blocks.drop import FixedBlocks
 
 L = 5
 STACK, OTHER = Ledger(L), Ledger(3)

@@ -16,7 +16,6 @@ from gmm_guidance import (
     TCFG,
     CFGZeroStar,
     CustomSchedule,
-    FixedBlocks,
     GuidanceRule,
     Karras,
     Pass,
@@ -31,6 +30,7 @@ from gmm_guidance import (
     guidance_rule,
     guided_sample,
 )
+from gmm_guidance.blocks.drop import FixedBlocks
 from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Euler

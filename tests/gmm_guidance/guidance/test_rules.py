@@ -15,7 +15,6 @@ from support.sampling import guided_value
 from gmm_guidance import (
     CFG,
     AutoGuidance,
-    Bernoulli,
     CustomSchedule,
     GuidanceRule,
     Pass,
@@ -26,6 +25,7 @@ from gmm_guidance import (
     guidance_rule,
     static_field,
 )
+from gmm_guidance.blocks.drop import Bernoulli
 from gmm_guidance.guidance.rule import Unconditional
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Euler

@@ -11,13 +11,12 @@ from support.sampling import guided_value
 
 from gmm_guidance import (
     CFG,
-    Bernoulli,
     CustomSchedule,
-    FixedBlocks,
     Karras,
     S2Guidance,
     SkipLayer,
 )
+from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks
 from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Euler

@@ -12,11 +12,9 @@ from gmm_guidance import (
     CFG,
     TCFG,
     AutoGuidance,
-    Bernoulli,
     CFGPlusPlus,
     CFGZeroStar,
     CustomSchedule,
-    FixedBlocks,
     GuidanceRule,
     Karras,
     Pass,
@@ -30,6 +28,7 @@ from gmm_guidance import (
     guidance_rule,
     guided_sample,
 )
+from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks
 
 ONE_STEP = CustomSchedule((1.0,))
 
@@ -137,6 +136,52 @@ def test_the_published_arithmetic_of_28_blocks(num_dropped, shared, separate):
     assert np.round(extra).tolist() == [shared, separate]
 
 
+class Unequal:
+    """Blocks of five costs; only these and their number are asked for."""
+
+    num_blocks = 5
+    block_costs = (4.0, 1.0, 2.0, 0.5, 2.5)
+
+
+@pytest.mark.parametrize("num_dropped, protected", [(1, (0,)), (2, (0, 3)), (3, ())])
+def test_unequal_blocks_count_by_their_cost(num_dropped, protected):
+    """Against each set of blocks, block by block."""
+    free = [b for b in range(5) if b not in protected]
+    shared, separate = [], []
+    for mask in itertools.combinations(free, num_dropped):
+        kept = [b for b in range(5) if b not in mask]
+        separate.append(sum(Unequal.block_costs[b] for b in kept) / 10)
+        after = [b for b in kept if b > min(mask)]
+        shared.append(sum(Unequal.block_costs[b] for b in after) / 10)
+    rule = S2Guidance(3.0, num_dropped=num_dropped, protected=protected, window=None)
+    cost = per_evaluation(rule, Unequal())
+    assert cost.shared == pytest.approx(2 + np.mean(shared))
+    assert cost.separate == pytest.approx(2 + np.mean(separate))
+
+
+@pytest.mark.parametrize("num_dropped, overhead", [(1, 16.3), (2, 21.4)])
+def test_dual_attention_blocks_of_sd35_medium_are_in_the_shared_part(
+    num_dropped, overhead
+):
+    """TFLOP at 1024 pixels; equal blocks would say 18.3 % for one."""
+
+    class Medium:
+        num_blocks = 24
+        block_costs = (*[0.552] * 13, *[0.371] * 10, 0.357)
+
+    rule = S2Guidance(3.0, num_dropped=num_dropped, window=None)
+    extra = per_evaluation(rule, Medium()).shared - 2
+    assert 100 * 0.8 * extra / 2 == pytest.approx(overhead, abs=0.1)
+
+
+def test_costs_that_cannot_be():
+    for costs in ((1.0,) * 4, (1.0, 1.0, 1.0, 1.0, 0.0)):
+        model = Unequal()
+        model.block_costs = costs
+        with pytest.raises(ValueError, match="5 numbers above 0, one for each block"):
+            per_evaluation(CFG(2.0), model)
+
+
 def test_the_default_window_takes_forty_steps_of_fifty():
     assert over_cfg((0.1, 0.9), 50)[0] == pytest.approx(18.6, abs=0.05)
 
@@ -154,7 +199,7 @@ def test_windows_count_the_evaluations_inside():
         assert cost == (evaluations, evaluations, evaluations)
 
 
-def test_a_law_that_does_not_fit_is_refused():
+def test_a_distribution_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="num_dropped=5 exceeds the 4 unprotected"):
         expected_cost(S2Guidance(3.0, num_dropped=5), Karras(10), 5)
     with pytest.raises(ValueError, match="solver must be one of"):

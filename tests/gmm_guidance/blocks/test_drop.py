@@ -1,4 +1,4 @@
-"""Drop laws against enumeration of all subsets of a small stack."""
+"""Drop distributions against enumeration of all subsets of a small stack."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gmm_guidance import Bernoulli, FixedBlocks, FixedCount
+from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks, FixedCount
 
 NUM_DRAWS = 8000
 FIXED = [
@@ -20,8 +20,8 @@ RANDOM = [*FIXED, (Bernoulli(0.7, (1, 4)), 6)]
 
 
 def name(case):
-    law, num_blocks = case
-    return f"{law}-{num_blocks}"
+    distribution, num_blocks = case
+    return f"{distribution}-{num_blocks}"
 
 
 def subsets(num_blocks, protected):
@@ -31,38 +31,43 @@ def subsets(num_blocks, protected):
         yield from itertools.combinations(free, size)
 
 
-def probabilities(law, num_blocks):
-    """The law by enumeration: each set's probability."""
-    sets = list(subsets(num_blocks, law.protected))
-    if isinstance(law, FixedCount):
-        sets = [s for s in sets if len(s) == law.num_dropped]
+def probabilities(distribution, num_blocks):
+    """The distribution by enumeration: each set's probability."""
+    sets = list(subsets(num_blocks, distribution.protected))
+    if isinstance(distribution, FixedCount):
+        sets = [s for s in sets if len(s) == distribution.num_dropped]
         return dict.fromkeys(sets, 1 / len(sets))
-    free = num_blocks - len(law.protected)
-    weight = {s: law.rate ** len(s) * (1 - law.rate) ** (free - len(s)) for s in sets}
+    free = num_blocks - len(distribution.protected)
+    weight = {
+        s: distribution.rate ** len(s) * (1 - distribution.rate) ** (free - len(s))
+        for s in sets
+    }
     total = sum(weight.values())
     return {s: w / total for s, w in weight.items()}
 
 
 @pytest.fixture(scope="module")
 def draws():
-    """Draws of each random law, ``[NUM_DRAWS, k]``."""
+    """Draws of each random distribution, ``[NUM_DRAWS, k]``."""
     keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
     return {
-        name((law, n)): np.asarray(jax.jit(jax.vmap(lambda k: law.draw(k, n)))(keys))  # noqa: B023
-        for law, n in RANDOM
+        name(case): np.asarray(
+            jax.jit(jax.vmap(lambda key, c=case: c[0].draw(key, c[1])))(keys)
+        )
+        for case in RANDOM
     }
 
 
 @pytest.fixture(params=RANDOM, ids=name)
 def case(request, draws):
-    law, num_blocks = request.param
+    distribution, num_blocks = request.param
     drawn = draws[name(request.param)]
     sets = [tuple(int(b) for b in row if b < num_blocks) for row in drawn]
-    return law, num_blocks, drawn, sets
+    return distribution, num_blocks, drawn, sets
 
 
 def test_draws_are_ascending_and_padded_at_the_end(case):
-    law, num_blocks, drawn, sets = case
+    distribution, num_blocks, drawn, sets = case
     assert drawn.min() >= 0 and drawn.max() <= num_blocks
     for row, dropped in zip(drawn[:2000].tolist(), sets, strict=False):
         assert dropped == tuple(sorted(set(dropped)))
@@ -70,20 +75,20 @@ def test_draws_are_ascending_and_padded_at_the_end(case):
 
 
 def test_draws_are_never_empty_nor_protected(case):
-    law, _, _, sets = case
+    distribution, _, _, sets = case
     assert all(sets)
-    assert not {b for s in sets for b in s} & set(law.protected)
+    assert not {b for s in sets for b in s} & set(distribution.protected)
 
 
 def test_both_ends_of_the_unprotected_range_are_drawn(case):
-    law, num_blocks, _, sets = case
-    free = set(range(num_blocks)) - set(law.protected)
+    distribution, num_blocks, _, sets = case
+    free = set(range(num_blocks)) - set(distribution.protected)
     assert {b for s in sets for b in s} == free
 
 
 def test_every_set_is_drawn_as_often_as_it_should(case):
-    law, num_blocks, _, sets = case
-    expected = probabilities(law, num_blocks)
+    distribution, num_blocks, _, sets = case
+    expected = probabilities(distribution, num_blocks)
     observed = {s: 0 for s in expected}
     for dropped in sets:
         observed[dropped] += 1
@@ -93,26 +98,36 @@ def test_every_set_is_drawn_as_often_as_it_should(case):
     assert result.pvalue > 1e-3
 
 
-def test_expected_depths_are_the_mean_over_all_sets(case):
-    law, num_blocks, _, sets = case
-    weight = probabilities(law, num_blocks)
-    first = sum(p * min(s) for s, p in weight.items())
-    dropped = sum(p * len(s) for s, p in weight.items())
-    np.testing.assert_allclose(
-        law.expected_depths(num_blocks), (first, dropped), rtol=1e-12
+def test_probabilities_of_blocks_are_those_of_all_sets(case):
+    distribution, num_blocks, _, sets = case
+    found = np.array(distribution.probabilities(num_blocks))
+    wanted, seen = np.zeros((2, num_blocks)), np.zeros((2, num_blocks))
+    for s, weight in probabilities(distribution, num_blocks).items():
+        wanted += weight * until_and_in(s, num_blocks)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+    for s in sets:
+        seen += until_and_in(s, num_blocks) / NUM_DRAWS
+    error = 5 * np.sqrt(wanted * (1 - wanted) / NUM_DRAWS)
+    assert (np.abs(seen - found) <= error + 1e-9).all()
+
+
+def until_and_in(dropped, num_blocks):
+    """Whether each block comes at or after the first dropped one; whether it is one."""
+    blocks = range(num_blocks)
+    return np.array(
+        [[b >= min(dropped) for b in blocks], [b in dropped for b in blocks]]
     )
-    seen = np.array([(min(s), len(s)) for s in sets])
-    error = 5 * seen.std(axis=0) / math.sqrt(NUM_DRAWS)
-    difference = np.abs(seen.mean(axis=0) - law.expected_depths(num_blocks))
-    assert (difference <= error).all()
 
 
-@pytest.mark.parametrize("law, num_blocks", FIXED, ids=str)
-def test_fixed_count_draws_that_many_of_all_masks(law, num_blocks, draws):
-    free = num_blocks - len(law.protected)
-    masks = law.all_masks(num_blocks)
-    assert masks.shape == (math.comb(free, law.num_dropped), law.num_dropped)
-    drawn = draws[name((law, num_blocks))]
+@pytest.mark.parametrize("distribution, num_blocks", FIXED, ids=str)
+def test_fixed_count_draws_that_many_of_all_masks(distribution, num_blocks, draws):
+    free = num_blocks - len(distribution.protected)
+    masks = distribution.all_masks(num_blocks)
+    assert masks.shape == (
+        math.comb(free, distribution.num_dropped),
+        distribution.num_dropped,
+    )
+    drawn = draws[name((distribution, num_blocks))]
     assert set(map(tuple, drawn.tolist())) == set(map(tuple, masks.tolist()))
 
 
@@ -124,16 +139,19 @@ def test_defaults_are_the_papers():
 
 
 def test_fixed_blocks_are_always_the_same():
-    law = FixedBlocks((4, 1))
-    assert law.draw(jax.random.key(0), 5).tolist() == [1, 4]
-    assert law.draw(jax.random.key(1), 5).tolist() == [1, 4]
-    assert law.expected_depths(5) == (1.0, 2.0)
-    law.check(5)
+    distribution = FixedBlocks((4, 1))
+    assert distribution.draw(jax.random.key(0), 5).tolist() == [1, 4]
+    assert distribution.draw(jax.random.key(1), 5).tolist() == [1, 4]
+    joined, dropped = distribution.probabilities(5)
+    assert joined.tolist() == [0, 1, 1, 1, 1] and dropped.tolist() == [0, 1, 0, 0, 1]
+    distribution.check(5)
 
 
-@pytest.mark.parametrize("law", [FixedCount(3), Bernoulli(0.5), FixedBlocks((0, 3))])
-def test_a_law_that_leaves_one_block_fits(law):
-    law.check(4)
+@pytest.mark.parametrize(
+    "distribution", [FixedCount(3), Bernoulli(0.5), FixedBlocks((0, 3))]
+)
+def test_a_distribution_that_leaves_one_block_fits(distribution):
+    distribution.check(4)
 
 
 @pytest.mark.parametrize(
@@ -148,13 +166,13 @@ def test_a_law_that_leaves_one_block_fits(law):
         (lambda: FixedBlocks((2, 2)), "each once"),
     ],
 )
-def test_a_law_that_fits_no_model_is_refused_at_once(make, message):
+def test_a_distribution_that_fits_no_model_is_refused_at_once(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize(
-    "law, num_blocks, message",
+    "distribution, num_blocks, message",
     [
         (FixedCount(4), 4, "num_dropped=4 exceeds the 3 unprotected blocks"),
         (FixedCount(1, (0, 1, 2)), 3, "all 3 blocks are protected"),
@@ -171,6 +189,8 @@ def test_a_law_that_fits_no_model_is_refused_at_once(make, message):
     ],
     ids=str,
 )
-def test_a_law_that_does_not_fit_the_model_is_refused(law, num_blocks, message):
+def test_a_distribution_that_does_not_fit_the_model_is_refused(
+    distribution, num_blocks, message
+):
     with pytest.raises(ValueError, match=message):
-        law.check(num_blocks)
+        distribution.check(num_blocks)
