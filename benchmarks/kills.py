@@ -31,7 +31,8 @@ _STARTING = 0.3  # share of kills at a random moment of the start
 _TRAIN = """
 import dataclasses, sys
 import full_models.training as training
-training._CHECKPOINT_SECONDS = 0.2
+from gmm_guidance.training import fit
+fit._CHECKPOINT_SECONDS = 0.2
 from gmm_guidance._runtime.progress import Reporter
 from toy_experiments import digits
 from toy_experiments.common.store import Store
@@ -39,7 +40,7 @@ config = digits.DigitsConfig.quick()
 if len(sys.argv) > 2:
     width, steps, snapshot = (int(v) for v in sys.argv[2:])
     network = dataclasses.replace(config.network, width=width, depth=3, num_heads=2)
-    short = training.DiTTraining(steps, batch_size=32, snapshots=(snapshot,))
+    short = training.DiTTraining((snapshot, steps), batch_size=32)
     config = dataclasses.replace(
         config, network=network, training=short, shown=(steps,)
     )

@@ -60,11 +60,8 @@ from gmm_guidance.sampling.solvers import (
 from gmm_guidance.sharding import MeshConfig
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
 from gmm_guidance.training.config import TrainingConfig
-from gmm_guidance.training.train import (
-    TrainingProgress,
-    train_denoiser,
-    train_denoisers,
-)
+from gmm_guidance.training.fit import TrainingProgress
+from gmm_guidance.training.train import train_denoiser, train_denoisers
 from gmm_guidance.training.trained import TrainedDenoiser, TrainingRun
 
 __version__ = _version("gmm-guidance")

@@ -133,7 +133,7 @@ class DigitsConfig(Config):
     num_samples: int = HELD_OUT
     num_steps: int = 10
     network: DiTConfig = _NETWORK
-    training: DiTTraining = DiTTraining(num_steps=1000, snapshots=(150, 400))
+    training: DiTTraining = DiTTraining(snapshots=(150, 400, 1000))
     shown: tuple[int, ...] = ()
     solver: Literal["dpmpp_2m", "heun"] = "dpmpp_2m"
     scales: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
@@ -146,7 +146,7 @@ class DigitsConfig(Config):
         "num_samples": 180,
         "num_steps": 8,
         "network": dataclasses.replace(_NETWORK, width=48, depth=4),
-        "training": DiTTraining(num_steps=300, batch_size=64, snapshots=(75,)),
+        "training": DiTTraining(snapshots=(75, 300), batch_size=64),
         "shown": (300,),
         "scales": (1.0, 1.5),
         "s2_scales": (0.25,),
@@ -175,7 +175,7 @@ class DigitsConfig(Config):
     @property
     def kept(self) -> tuple[int, ...]:
         """Training lengths after which networks are kept."""
-        return self.training.kept_steps
+        return self.training.snapshots
 
     @property
     def lengths(self) -> tuple[int, ...]:

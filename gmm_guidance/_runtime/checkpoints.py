@@ -92,7 +92,7 @@ class Checkpoints:
         if self.folder is None:
             return
         arrays = named_leaves(tree)
-        sums = jax.device_get(_checksums(arrays))
+        sums = _checksums(arrays)
         record = {
             "description": self._description,
             "step": step,
@@ -242,7 +242,7 @@ class Checkpoints:
         if differing:
             raise _DamagedError("; ".join(differing[:3]))
         arrays = self._read_item(step, tree=args.StandardRestore(shapes))
-        sums = jax.device_get(_checksums(arrays))
+        sums = _checksums(arrays)
         bad = [n for n, (_, total) in record["arrays"].items() if total != sums[n]]
         if bad:
             raise _DamagedError(f"{len(bad)} arrays have another checksum: {bad[0]}")
@@ -344,26 +344,26 @@ def _kind(array: Any) -> str:
     return f"{array.dtype.name} {tuple(array.shape)}"
 
 
+def _checksums(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    return jax.device_get({name: _checksum(array) for name, array in arrays.items()})
+
+
 @jax.jit
-def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The sum of each array's bits times odd factors, modulo 2^32.
+def _checksum(array: jax.Array) -> jax.Array:
+    """The sum of an array's bits times odd factors, modulo 2^32.
 
     An odd factor is invertible: a change of any one element changes the sum. Computed
-    where the arrays are, whose division over devices does not matter.
+    where the array is, whose division over devices does not matter.
     """
-
-    def one(array: jax.Array) -> jax.Array:
-        if array.dtype == jnp.bool_:
-            array = array.astype(jnp.uint8)
-        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-        factor = jnp.ones(bits.shape, jnp.uint32)
-        for axis in range(bits.ndim):  # 1 + 2 * the flat index
-            stride = np.uint32(2 * math.prod(bits.shape[axis + 1 :]) % 2**32)
-            factor += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * stride
-        return jnp.sum(bits * factor, dtype=jnp.uint32)
-
-    return {name: one(array) for name, array in arrays.items()}
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    factor = jnp.ones(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):  # 1 + 2 * the flat index
+        stride = np.uint32(2 * math.prod(bits.shape[axis + 1 :]) % 2**32)
+        factor += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * stride
+    return jnp.sum(bits * factor, dtype=jnp.uint32)
 
 
 def _hash(record: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ CONFIG = DigitsConfig(
     num_samples=100,
     num_steps=3,
     network=dataclasses.replace(DigitsConfig().network, width=16, depth=3, num_heads=2),
-    training=DiTTraining(num_steps=60, batch_size=16, snapshots=(20,)),
+    training=DiTTraining(snapshots=(20, 60), batch_size=16),
     scales=(1.0, 1.5),
     s2_scales=(0.25,),
     num_masks=2,
@@ -90,7 +90,7 @@ def results(tmp_path_factory):
 @pytest.mark.ci
 @pytest.mark.parametrize("stop_at", [20, 40])
 def test_interrupted_training_resumes_exactly(results, tmp_path, monkeypatch, stop_at):
-    """Also where a kept network was not written yet: at 20."""
+    """Before and after a snapshot."""
     advance = Reporter.task
 
     class Stopping:
@@ -127,8 +127,8 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
 
 OPTIONS = ["--seeds", "2", "--num-samples", "100", "--num-steps", "3"]
 OPTIONS += ["--network.width", "16", "--network.depth", "3"]
-OPTIONS += ["--network.num-heads", "2", "--training.num-steps", "60"]
-OPTIONS += ["--training.batch-size", "16", "--training.snapshots", "20"]
+OPTIONS += ["--network.num-heads", "2", "--training.snapshots", "20", "60"]
+OPTIONS += ["--training.batch-size", "16"]
 OPTIONS += ["--scales", "1", "1.5", "--s2-scales", "0.25", "--num-masks", "2"]
 
 

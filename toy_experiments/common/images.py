@@ -7,7 +7,6 @@ ImageNet are in the features of an Inception network.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +18,8 @@ from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
 import gmm_guidance as gg
-from full_models import DiT, DiTConfig, as_stack, export_weights, load_weights
+from full_models import DiT, DiTConfig, as_stack
 from full_models.training import DiTTraining, train_dit
-from gmm_guidance._runtime.checkpoints import discard, stored_steps
 from toy_experiments.common.records import Record
 from toy_experiments.common.store import Arrays, Context, Store
 from toy_experiments.common.sweep import sample_traced
@@ -59,7 +57,7 @@ class ImageData(NamedTuple):
 def trained_transformers(
     store: Store, data: ImageData, config: DiTConfig, training: DiTTraining, seed: int
 ) -> dict[int, gg.ProcessStack]:
-    """The averaged network at each kept step of one training run."""
+    """The averaged network at each snapshot of one training run."""
     arrays = store.cell(
         train_transformer, data.train_images, data.train_labels, config, training, seed
     )
@@ -69,7 +67,7 @@ def trained_transformers(
         step: jax.tree.unflatten(
             structure, [arrays[f"{step}/{i}"] for i in range(len(leaves))]
         )
-        for step in training.kept_steps
+        for step in training.snapshots
     }
 
 
@@ -81,44 +79,24 @@ def train_transformer(
     training: DiTTraining,
     seed: int,
 ) -> Arrays:
-    """Train; the arrays of the network at each kept step. Resumes bit for bit."""
-    kept = {
-        step: context.checkpoint.with_suffix(f".{step}.safetensors")
-        for step in training.kept_steps
-    }
-    # A checkpoint beyond a kept step whose network is missing cannot give it any more.
-    missing = min((s for s, p in kept.items() if not p.exists()), default=math.inf)
-    discard(
-        context.checkpoint, [s for s in stored_steps(context.checkpoint) if s > missing]
-    )
+    """Train; the arrays of the network at each snapshot. Resumes bit for bit."""
     title = f"training a transformer on images, seed {seed}"
     with context.reporter.task(title, training.num_steps) as task:
-
-        def report(progress: gg.TrainingProgress) -> None:
-            task.move_to(
-                progress.step,
-                f"loss {progress.loss:.3f}, {progress.steps_per_second:.0f} steps/s",
-            )
-
-        train_dit(
+        networks = train_dit(
             jax.random.key(seed),
             images,
             labels,
             config,
             training,
-            report=report,
+            progress=lambda report: task.move_to(report.step, report.detail),
             checkpoint=context.checkpoint,
-            keep=lambda step, network: export_weights(network, kept[step], "native"),
             mesh=context.mesh,
         )
-    arrays = {
+    return {
         f"{step}/{i}": np.asarray(leaf)
-        for step, path in kept.items()
-        for i, leaf in enumerate(jax.tree.leaves(load_weights(path)))
+        for step, network in networks.items()
+        for i, leaf in enumerate(jax.tree.leaves(network))
     }
-    for path in kept.values():
-        path.unlink()
-    return arrays
 
 
 # -- measuring -------------------------------------------------------------------------

@@ -67,18 +67,12 @@ def train_networks(
     )
     with context.reporter.task(title, config.num_steps) as task:
 
-        def report(progress: gg.TrainingProgress) -> None:
-            task.move_to(
-                progress.step,
-                f"loss {progress.loss:.3f}, {progress.steps_per_second:.0f} steps/s",
-            )
-
         def train() -> gg.TrainingRun:
             return gg.train_denoisers(
                 keys,
                 mixture,
                 config,
-                progress=report,
+                progress=lambda report: task.move_to(report.step, report.detail),
                 checkpoint=context.checkpoint,
                 mesh=context.mesh,
             )

@@ -22,7 +22,7 @@ def furthest(a, b):
 result = {}
 config = DiTConfig(input_size=4, patch_size=2, in_channels=1, width=16, depth=2,
     num_heads=2, num_labels=2, learn_sigma=False, **SIT)
-training = DiTTraining(num_steps=50, batch_size=16, warmup_steps=4)
+training = DiTTraining(snapshots=(20, 50), batch_size=16, warmup_steps=4)
 rng = np.random.default_rng(0)
 data = rng.standard_normal((64, 4, 4, 1)).astype(np.float32), np.arange(64) % 2
 key = jax.random.key(3)
@@ -30,14 +30,14 @@ alone = train_dit(key, *data, config, training)
 mesh = gg.MeshConfig(2, 2).build()
 fsdp = train_dit(key, *data, config, training, mesh=mesh)
 result["dit"] = furthest(alone, fsdp)
-result["divided"] = not fsdp.blocks.mlp.fc1.kernel[...].is_fully_replicated
+result["divided"] = not fsdp[50].blocks.mlp.fc1.kernel[...].is_fully_replicated
 
 def stop(progress):
-    if progress.step == 25:
+    if progress.step == 45:
         os.kill(os.getpid(), signal.SIGTERM)
 
 try:
-    train_dit(key, *data, config, training, mesh=mesh, report=stop, checkpoint=CHECK)
+    train_dit(key, *data, config, training, mesh=mesh, progress=stop, checkpoint=CHECK)
     result["stopped"] = False
 except Interrupted:
     result["stopped"] = True
@@ -53,7 +53,7 @@ for seeds in (4, 3):
     result[f"toy {seeds}"] = furthest(runs[0].networks, runs[1].networks)
 for name, call in {
     "refused": lambda mesh: train_dit(key, *data, config,
-        DiTTraining(num_steps=1, batch_size=6), mesh=mesh),
+        DiTTraining(snapshots=(1,), batch_size=6), mesh=mesh),
     "refused toy": lambda mesh: gg.train_denoisers(keys, mixture,
         gg.TrainingConfig(snapshots=(3,), batch_size=6), mesh=mesh),
 }.items():

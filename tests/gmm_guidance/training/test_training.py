@@ -117,7 +117,7 @@ def test_a_seed_depends_on_its_key_alone(run):
 
 
 def test_the_steps_may_be_taken_in_portions_of_any_size(run, monkeypatch):
-    monkeypatch.setattr("gmm_guidance.training.train._MAX_STEPS_PER_CALL", 70)
+    monkeypatch.setattr("gmm_guidance.training.fit._STEPS_PER_CALL", 70)
     leaves = (jax.tree.leaves(r.networks) for r in (run, train()))
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -133,7 +133,7 @@ def test_averages_of_the_weights_are_kept(run, monkeypatch):
             raise RuntimeError
 
     monkeypatch.setattr(Checkpoints, "save_if_due", save_if_due)
-    monkeypatch.setattr("gmm_guidance.training.train._MAX_STEPS_PER_CALL", 1)
+    monkeypatch.setattr("gmm_guidance.training.fit._STEPS_PER_CALL", 1)
     with pytest.raises(RuntimeError):
         train()
     assert len(states) == 21
@@ -147,7 +147,7 @@ def test_averages_of_the_weights_are_kept(run, monkeypatch):
         np.testing.assert_allclose(
             states[-1][f"0.average.{name}"], average, rtol=1e-4, atol=1e-6
         )
-        kept = states[19][f"1.0.{name}"]
+        kept = states[19][f"1.networks.0.{name}"]
         np.testing.assert_array_equal(kept, states[19][f"0.average.{name}"])
         assert (kept != states[19][f"0.network.{name}"]).any()
 
@@ -201,7 +201,7 @@ def test_continued_training_is_uninterrupted_training(
 ):
     """Interrupted: saved at once. Killed: saved now and then."""
     if error is RuntimeError:
-        monkeypatch.setattr("gmm_guidance.training.train._CHECKPOINT_SECONDS", -1.0)
+        monkeypatch.setattr("gmm_guidance.training.fit._CHECKPOINT_SECONDS", -1.0)
     path, reports = tmp_path / "checkpoint", []
     interrupt(path, step, error)
     assert list(tmp_path.iterdir()) == [path]
@@ -245,7 +245,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
     interrupt(path)
     before = contents(path)
     for keys, mixture, message in (
-        (KEYS[::-1], MIXTURE, "another run: keys is"),
+        (KEYS[::-1], MIXTURE, "another run: key is"),
         (KEYS, GaussianMixture([[-2.0], [2.0]], 1.0, labels=[1, 0]), "mixture is"),
     ):
         with pytest.raises(ValueError, match=f"{message} .*Delete it"):
@@ -272,7 +272,7 @@ def test_a_truncated_or_foreign_checkpoint_is_refused(run, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gmm_guidance.training.train._CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("gmm_guidance.training.fit._CHECKPOINT_SECONDS", -1.0)
     blocked = tmp_path / "file"
     blocked.touch()
     with pytest.raises(OSError, match="must be writable.*File exists"):
