@@ -191,7 +191,7 @@ def _exact_numbers(name: MixtureName, scale: float, found: Arrays) -> Record:
     """The floor, the particles, and exact CFG without sampling noise."""
     mixture = make_mixture(name)
     tilted = gg.exact.TiltedTarget(mixture, _LABEL, scale)
-    line = gg.exact.line_law(
+    line = gg.exact.line_distribution(
         gg.ExactDenoiser(mixture),
         _LABEL,
         guidance=gg.CFG(scale),

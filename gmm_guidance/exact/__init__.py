@@ -1,4 +1,4 @@
-"""Exact answers about rules: what a sampler makes of a mixture, without sampling."""
+"""Exact results on guidance rules: densities and biases without sampling noise."""
 
 from gmm_guidance.exact.density import (
     Estimate,
@@ -9,10 +9,13 @@ from gmm_guidance.exact.density import (
     output_density,
 )
 from gmm_guidance.exact.feynman_kac import WeightedSamples, repaired_sample
-from gmm_guidance.exact.fokker_planck import fokker_planck_defect
-from gmm_guidance.exact.jensen import jensen_gap, rule_bias
-from gmm_guidance.exact.line_density import LineLaw, line_density, line_law
+from gmm_guidance.exact.line_density import (
+    LineDistribution,
+    line_density,
+    line_distribution,
+)
 from gmm_guidance.exact.quantile_map import quantile_map
+from gmm_guidance.exact.rule_bias import fokker_planck_defect, jensen_gap, rule_bias
 from gmm_guidance.exact.scaled_output import (
     ModeChange,
     ScaledOutputStack,
@@ -23,13 +26,12 @@ from gmm_guidance.exact.two_gaussians import (
     Moments,
     cfg_ode_moments,
     cfg_sde_moments,
-    cfg_sde_variance,
     tilted_moments,
 )
 
 __all__ = [
     "Estimate",
-    "LineLaw",
+    "LineDistribution",
     "ModeChange",
     "Moments",
     "OutputDensity",
@@ -38,13 +40,12 @@ __all__ = [
     "WeightedSamples",
     "cfg_ode_moments",
     "cfg_sde_moments",
-    "cfg_sde_variance",
     "entropy",
     "fokker_planck_defect",
     "jensen_gap",
     "kl_divergence",
     "line_density",
-    "line_law",
+    "line_distribution",
     "nll",
     "output_density",
     "quantile_map",

@@ -1,12 +1,13 @@
 """Expectations over the posterior of one class, tilted by powers of p(label | y).
 
-Given a noisy ``x`` and a class, the clean sample ``y`` has the law ``sum_k r_k N(mu_k,
-V_k)`` over the class's components (Eqs. 4 and 5 of ``mixture.gaussian_mixture``).
-Expectations of functions of ``y`` are sums over nodes placed in each component.
+Given a noisy ``x`` and a class, the clean sample ``y`` has the distribution ``sum_k r_k
+N(mu_k, V_k)`` over the class's components (Eqs. 4 and 5 of
+``mixture.gaussian_mixture``). Expectations of functions of ``y`` are sums over nodes
+placed in each component.
 
 The nodes are an even lattice (the trapezoidal rule), in units of the component's
 standard deviations. For analytic functions it converges as fast as Gauss-Hermite nodes
-do, and spends no nodes where the Gaussian is below rounding (Trefethen 2022, arXiv
+do, and uses no nodes where the Gaussian is below rounding (Trefethen 2022, arXiv
 2101.09501). It reaches far since a steep tilt moves the mass away from the middle.
 """
 
@@ -61,7 +62,7 @@ def log_label_posterior(
 
 
 class Quadrature(NamedTuple):
-    """Which nodes to use; static.
+    """The choice of nodes; static.
 
     Attributes:
         num_nodes: lattice nodes along each axis; 0 for random ones.
@@ -73,7 +74,7 @@ class Quadrature(NamedTuple):
 
 
 class Tilt(NamedTuple):
-    """What the tilted posterior of a noisy point gives; leading axes as the points'.
+    """Moments of the tilted posterior of noisy points; leading axes as the points'.
 
     Attributes:
         log_mean: ``log E[p(label | y)^(scale - 1) | x, label]``.
@@ -105,7 +106,7 @@ def lattice(dim: int, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnames=("label", "quadrature"))
-def tilt(
+def tilted_posterior(
     mixture: MixtureParameters,
     x: jax.Array,
     sigma: jax.Array,
@@ -138,7 +139,7 @@ def tilt(
         if key is None:
             raise ValueError("random nodes need a key, got None; pass key=...")
         half = jax.random.normal(key, (quadrature.num_draws // 2, dim), x.dtype)
-        # Pairs of opposite draws stand side by side, mostly in one component.
+        # Antithetic pairs are adjacent, so that most fall into the same component.
         normal = jnp.stack([half, -half], axis=1).reshape(-1, dim)
         place = functools.partial(_drawn_nodes, part, normal)
         count = quadrature.num_draws
@@ -148,8 +149,10 @@ def tilt(
         zero = jnp.zeros((), x.dtype)
         log_p = map_samples(LogLabelPosterior(label), mixture, nodes.points, zero, None)
         terms = nodes.log_weights + (scale - 1.0) * log_p
-        share = jax.nn.softmax(terms)
-        return Tilt(jax.nn.logsumexp(terms), share @ nodes.points, share @ nodes.slopes)
+        weights = jax.nn.softmax(terms)
+        return Tilt(
+            jax.nn.logsumexp(terms), weights @ nodes.points, weights @ nodes.slopes
+        )
 
     points = (
         x.reshape(-1, dim),
@@ -198,7 +201,7 @@ def _lattice_nodes(part, standard, log_weights, x, sigma) -> _Nodes:
 
 
 def _drawn_nodes(part, normal, x, sigma) -> _Nodes:
-    """Random nodes, shared out among the components by their responsibilities."""
+    """Random nodes, distributed over the components by their responsibilities."""
     parts = component_terms(part, x, sigma)
     log_r = jax.nn.log_softmax(parts.log_terms)
     count = normal.shape[0]
@@ -213,8 +216,8 @@ def _drawn_nodes(part, normal, x, sigma) -> _Nodes:
     if part.eigenvectors is not None:
         q = part.eigenvectors[k]
         offset, slopes = (jnp.einsum("pij,jp->ip", q, a) for a in (offset, slopes))
-    # One in value; its derivative is that of the share which the choice of the
-    # components cannot have.
+    # 1 in value; carries the derivative of the responsibilities, which the discrete
+    # choice of components lacks.
     kept = log_r[k] - jax.lax.stop_gradient(log_r[k])
     return _Nodes(part.means[k] + offset.T, slopes.T, kept - math.log(count))
 

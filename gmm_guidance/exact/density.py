@@ -1,12 +1,12 @@
-"""The exact density of what a deterministic sampler produces.
+"""The exact density of a deterministic sampler's output.
 
-A sampler without noise of its own is a map from its start to its output. Each step
-multiplies the density by the inverse of its Jacobian's determinant, so that
+A sampler that adds no noise is a map from its start to its output. Each step multiplies
+the density by the inverse of its Jacobian's determinant, so that
 
     log q(x_0) = log N(x_T; 0, sigma_max^2) - sum over steps of log |det J|,
 
-of the discrete steps as they are taken, not of the flow that they approximate.
-Entropies and divergences follow as means over samples, without a density estimate.
+for the discrete steps, not for the flow that they approximate. Entropies and
+divergences follow as means over samples, without a density estimate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gmm_guidance.sampling.solvers import Solver, as_solver
 
 
 class OutputDensity(NamedTuple):
-    """Samples of a sampler and its own density at each of them.
+    """Samples and the density of the sampler's output at each of them.
 
     Attributes:
         samples: samples of shape ``[n, d]``.
@@ -146,39 +146,23 @@ def track_volume(
     return augmented[:, :-1], augmented[:, -1]
 
 
-def entropy(log_density: jax.Array) -> Estimate:
-    """Differential entropy ``-E[log q]`` in nats.
+TargetLogProb = Callable[[jax.Array], jax.Array]  # from [n, d] to [n]
 
-    Args:
-        log_density: log densities of a law at its own samples, ``[n]``.
-    """
+
+def entropy(log_density: jax.Array) -> Estimate:
+    """Differential entropy ``-E[log q]`` in nats, from ``log q`` at samples of q."""
     return _estimate(-log_density)
 
 
-def nll(
-    samples: jax.Array, target_log_prob: Callable[[jax.Array], jax.Array]
-) -> Estimate:
-    """Negative log likelihood ``-E[log p]`` of samples under a target, in nats.
-
-    Args:
-        samples: samples of shape ``[n, d]``.
-        target_log_prob: log density of the target, from ``[n, d]`` to ``[n]``.
-    """
+def nll(samples: jax.Array, target_log_prob: TargetLogProb) -> Estimate:
+    """Negative log likelihood ``-E[log p]`` of samples ``[n, d]``, in nats."""
     return _estimate(-target_log_prob(samples))
 
 
 def kl_divergence(
-    log_density: jax.Array,
-    samples: jax.Array,
-    target_log_prob: Callable[[jax.Array], jax.Array],
+    log_density: jax.Array, samples: jax.Array, target_log_prob: TargetLogProb
 ) -> Estimate:
-    """``KL(q || p) = E_q[log q - log p]`` of a law to a target, in nats.
-
-    Args:
-        log_density: log densities of the law at its own samples, ``[n]``.
-        samples: these samples, ``[n, d]``.
-        target_log_prob: log density of the target, from ``[n, d]`` to ``[n]``.
-    """
+    """``KL(q || p) = E_q[log q - log p]`` in nats, from samples and ``log q`` there."""
     return _estimate(log_density - target_log_prob(samples))
 
 

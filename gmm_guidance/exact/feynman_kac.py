@@ -1,9 +1,9 @@
-"""CFG repaired by weights: particles that sample the tilted law.
+"""CFG repaired by weights: particles that sample the tilted distribution.
 
 The densities that CFG's score belongs to, ``h = p(x | label)^scale p(x)^(1 - scale)``
 at each noise level, are no diffusion's (see ``fokker_planck_defect``). Particles of the
 reverse diffusion with this score, weighted by the exponential of the accumulated
-defect, do follow them, down to the tilted law without noise (Skreta et al. 2025, arXiv
+defect, do follow them, down to the clean tilted distribution (Skreta et al. 2025, arXiv
 2503.02819). Resampling keeps the weights even.
 """
 
@@ -31,11 +31,12 @@ class WeightedSamples(NamedTuple):
     """Particles of ``repaired_sample``.
 
     Attributes:
-        samples: clean samples ``[n, d]``; they have the tilted law when weighted.
-        log_weights: log weights since the last resampling, ``[n]``, normalised.
-        ess: effective share of the particles before the resampling of each step, in
-            (0, 1], ``[steps]``.
-        num_resamplings: how often they were resampled.
+        samples: clean samples ``[n, d]``, which follow the tilted distribution when
+            weighted.
+        log_weights: normalized log weights since the last resampling, ``[n]``.
+        ess: effective sample size over the number of particles before the resampling of
+            each step, in (0, 1], ``[steps]``.
+        num_resamplings: number of resampling steps.
     """
 
     samples: jax.Array
@@ -49,7 +50,7 @@ class WeightedSamples(NamedTuple):
         return jnp.exp(self.log_weights)
 
     def resample(self, key: jax.Array) -> jax.Array:
-        """As many samples of equal weight, some repeated: ``[n, d]``."""
+        """The same number of samples with equal weights, some repeated: ``[n, d]``."""
         return self.samples[_systematic(key, self.log_weights)]
 
 
@@ -72,20 +73,18 @@ def repaired_sample(
     the last.
 
     Where classes overlap and the scale is large, a few particles carry most of the
-    weight: the effective share is then an optimistic guide, and ``TiltedTarget.sample``
+    weight: the effective sample size is then optimistic, and ``TiltedTarget.sample``
     the better reference.
 
     Args:
         key: a JAX random key.
-        denoiser: the mixture, or any denoiser of vectors, for which the particles start
-            with even weights (with a mixture, with those of the tilted law's noised
-            version).
+        denoiser: the mixture, or any denoiser of vectors. A mixture weights the initial
+            particles by its noised tilted distribution; otherwise weights start equal.
         label: the class.
         scale: the total CFG scale, finite; 1 gives ``p(x | label)``.
         num_samples: number of particles, at least 2.
         schedule: noise levels; the start is ``N(0, sigma_max^2)``.
-        ess_threshold: resample when the effective share falls below it; 0 never, 1 at
-            every step.
+        ess_threshold: resample when ``ess`` falls below it; 0 never, 1 at every step.
 
     Returns:
         Weighted samples.
@@ -125,7 +124,7 @@ def repaired_sample(
 
 
 def _start_weights(mixture, x, sigma, label, scale) -> jax.Array:
-    """Of the tilted law's family at the highest noise over the Gaussian start."""
+    """Log ratio of ``h`` at the highest noise level to the Gaussian start, ``[n]``."""
     conditional = mixture.log_prob(x, sigma, label)
     log_h = scale * conditional + (1.0 - scale) * mixture.log_prob(x, sigma)
     return log_h + 0.5 * jnp.sum((x / sigma) ** 2, axis=1)
@@ -170,20 +169,20 @@ def _run(
         # Over log(sigma^2), whence the factor: 1/2 of the rule and 2 of the square.
         log_weights += (rate + rate_next) * jnp.log(sigma / sigma_next)
         log_weights -= jax.nn.logsumexp(log_weights)
-        share = jnp.exp(-jax.nn.logsumexp(2.0 * log_weights)) / x.shape[0]
+        ess = jnp.exp(-jax.nn.logsumexp(2.0 * log_weights)) / x.shape[0]
 
         def resampled(x, log_weights):
             chosen = _systematic(resample_key, log_weights)
             return x[chosen], jnp.full_like(log_weights, -jnp.log(1.0 * x.shape[0]))
 
-        low = share < threshold
+        low = ess < threshold
         x, log_weights = jax.lax.cond(
             low, resampled, lambda x, log_weights: (x, log_weights), x, log_weights
         )
-        return (x, log_weights, count + low.astype(jnp.int32)), share
+        return (x, log_weights, count + low.astype(jnp.int32)), ess
 
     steps = jnp.arange(len(sigmas) - 2, dtype=jnp.uint32)
-    (x, log_weights, count), shares = jax.lax.scan(
+    (x, log_weights, count), ess = jax.lax.scan(
         step, (x, log_weights, jnp.int32(0)), (steps, sigmas[:-2], sigmas[1:-1])
     )
     # The last step leads to the denoised values, at one rate since the score is finite.
@@ -191,8 +190,8 @@ def _run(
     log_weights += rate
     log_weights -= jax.nn.logsumexp(log_weights)
     last = jnp.exp(-jax.nn.logsumexp(2.0 * log_weights)) / x.shape[0]
-    shares = jnp.append(shares, last)
-    return WeightedSamples(denoised, log_weights, shares, count)
+    ess = jnp.append(ess, last)
+    return WeightedSamples(denoised, log_weights, ess, count)
 
 
 def _systematic(key: jax.Array, log_weights: jax.Array) -> jax.Array:

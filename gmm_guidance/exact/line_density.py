@@ -1,10 +1,10 @@
-"""The law of a deterministic sampler's output on a line, without sampling noise.
+"""The output distribution of a deterministic sampler in one dimension.
 
 The sampler is a monotone map of its start, ``x_0 = f(sigma_max z)`` with ``z`` standard
 normal. Its density at ``x_0`` is that of the start divided by the map's derivative, and
 means over its output are integrals over ``z`` against a Gaussian, for which an even
 lattice is accurate to rounding. Between modes the map stretches such a lattice far
-apart: there further points fill the gaps.
+apart: further points fill these gaps. There is no sampling noise.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _REACH = 8.0  # standard deviations of the start
 _REFINEMENTS = 2  # each divides the gaps in the start by hundreds
 
 
-class LineLaw(NamedTuple):
-    """A law on a line, known at points that are its quantiles; made by ``line_law``.
+class LineDistribution(NamedTuple):
+    """A distribution on a line, as log densities at its quantiles.
 
     Attributes:
         points: ascending points ``[m]``.
-        log_density: log density at each, ``[m]``.
-        weights: the law as masses at the points, for means; ``[m]``, summing to one, 0
-            at points that only fill gaps of the density.
+        log_density: log density at each point, ``[m]``.
+        weights: probability mass of each point, for means: ``[m]``, summing to one; 0
+            for points that only fill gaps of the density.
     """
 
     points: jax.Array
@@ -76,7 +76,7 @@ class LineLaw(NamedTuple):
         return jnp.dot(self.weights, excess)
 
 
-def line_law(
+def line_distribution(
     denoiser: Denoiser,
     label: Any = None,
     *,
@@ -85,8 +85,8 @@ def line_law(
     solver: str | Solver = "heun",
     num_points: int = 2001,
     key: jax.Array | None = None,
-) -> LineLaw:
-    """The law of a deterministic sampler's output in one dimension.
+) -> LineDistribution:
+    """The output distribution of a deterministic sampler in one dimension.
 
     Args:
         denoiser: a differentiable denoiser of points on a line, ``[n, 1]``.
@@ -94,12 +94,12 @@ def line_law(
         guidance: a rule without state.
         schedule: noise levels; the start is ``N(0, sigma_max^2)``.
         solver: ``"euler"`` or ``"heun"``.
-        num_points: how many points, at least 3, even in the start from -8 to 8 standard
-            deviations; then twice as many to fill the gaps in the output.
-        key: for rules with random masks, which then stay fixed over the points.
+        num_points: number of points, at least 3, evenly spaced over -8 to 8 standard
+            deviations of the start; twice as many then fill the gaps in the output.
+        key: for rules with random masks, which are then the same for all points.
 
     Returns:
-        The law.
+        Points, log densities and weights of the output.
 
     Raises:
         ValueError: if the map is not monotone (too few steps for the scale), or as
@@ -127,11 +127,11 @@ def line_law(
     z = np.linspace(-_REACH, _REACH, num_points)
     weights = np.exp(-0.5 * z**2) / np.exp(-0.5 * z**2).sum()
     points, log_density = run(z)
-    # Only where there is mass: far out neighbours may coincide in single precision.
+    # Only where there is mass: in the tails neighbors may coincide in float32.
     if (np.diff(points)[np.abs(z[1:]) < 5.0] <= 0).any():
         raise ValueError(
-            "the sampler's map of the line is not monotone, so that its output has no "
-            "density of this form. Take more steps, or a smaller scale."
+            "the sampler's map of the line is not monotone, so its output has no "
+            "density of this form. Use more steps or a smaller scale."
         )
     even = np.linspace(points.min(), points.max(), num_points)
     for _ in range(_REFINEMENTS):
@@ -143,7 +143,9 @@ def line_law(
         z = np.concatenate([z, more_z])[order]
         log_density = np.concatenate([log_density, more_density])[order]
         weights = np.concatenate([weights, np.zeros(num_points)])[order]
-    return LineLaw(*(jnp.asarray(a, dtype) for a in (points, log_density, weights)))
+    return LineDistribution(
+        *(jnp.asarray(a, dtype) for a in (points, log_density, weights))
+    )
 
 
 def line_density(
@@ -157,25 +159,11 @@ def line_density(
     num_points: int = 2001,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Density of a deterministic sampler's output at the points of a grid.
+    """Output density of a deterministic sampler at the points of a grid, of any shape.
 
-    Args:
-        denoiser: a differentiable denoiser of points on a line, ``[n, 1]``.
-        label: ``None`` or an integer.
-        grid: points of any shape.
-        guidance: a rule without state.
-        schedule: noise levels.
-        solver: ``"euler"`` or ``"heun"``.
-        num_points: as for ``line_law``.
-        key: likewise.
-
-    Returns:
-        Densities of the grid's shape.
-
-    Raises:
-        ValueError: as ``line_law``.
+    Further arguments and errors as of ``line_distribution``.
     """
-    law = line_law(
+    return line_distribution(
         denoiser,
         label,
         guidance=guidance,
@@ -183,5 +171,4 @@ def line_density(
         solver=solver,
         num_points=num_points,
         key=key,
-    )
-    return law.density(grid)
+    ).density(grid)

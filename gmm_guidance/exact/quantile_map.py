@@ -1,8 +1,8 @@
-"""What a deterministic sampler makes of a line, without sampling noise.
+"""Output quantiles of a deterministic sampler in one dimension, without sampling noise.
 
 On a line the sampling flow is monotone: it carries the q-quantile of its start to the
-q-quantile of its end. A few thousand quantiles therefore give the law of a rule's
-output, its moments and its distances to the truth, with no Monte Carlo error.
+q-quantile of its end. A few thousand quantiles therefore give the distribution of a
+rule's output, its moments and its distances to the truth, with no Monte Carlo error.
 """
 
 from __future__ import annotations

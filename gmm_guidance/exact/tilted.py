@@ -1,4 +1,4 @@
-"""The tilted law p(x) p(label | x)^scale: what CFG is commonly said to sample."""
+"""The tilted distribution p(x) p(label | x)^scale, CFG's commonly stated target."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gmm_guidance.exact._posterior import (
     Tilt,
     clean_log_mean,
     log_label_posterior,
-    tilt,
+    tilted_posterior,
 )
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from gmm_guidance.mixture.parameters import check_label, check_points
@@ -34,9 +34,9 @@ class TiltedTarget:
     """``p(x) p(label | x)^scale / Z`` of a mixture, sampled and denoised exactly.
 
     It is also a denoiser, that of its own noised versions: ``guided_sample`` of it
-    draws the tilted law by its probability flow. That flow is what CFG would have to
-    follow to sample this law, and CFG's differs (Bradley & Nakkiran 2024, arXiv
-    2408.09000).
+    draws the tilted distribution by its probability flow. That flow is what CFG would
+    have to follow to sample this distribution, and CFG's differs (Bradley & Nakkiran
+    2024, arXiv 2408.09000).
 
     Denoising is an expectation over the posterior of the label's components,
 
@@ -80,8 +80,8 @@ class TiltedTarget:
         if scale is not None and not 1.0 <= scale < np.inf:
             raise ValueError(
                 f"scale must be finite and at least 1, got {scale}: below 1 the factor "
-                f"p(label | x)^(scale - 1) exceeds 1, and is no probability of "
-                f"acceptance."
+                f"p(label | x)^(scale - 1) exceeds 1, so it is not an acceptance "
+                f"probability."
             )
         if self.num_nodes is not None and self.num_nodes < 2:
             raise ValueError(f"num_nodes must be at least 2, got {self.num_nodes}.")
@@ -107,7 +107,7 @@ class TiltedTarget:
         """Shape of one sample, ``(d,)``."""
         return (self.mixture.dim,)
 
-    # -- the law itself -------------------------------------------------------------
+    # -- clean samples --------------------------------------------------------------
 
     def sample(self, key: jax.Array, num_samples: int) -> jax.Array:
         """Draw clean samples by rejection, without bias in any dimension.
@@ -140,15 +140,15 @@ class TiltedTarget:
             if proposals > 50_000 and count < _LEAST_ACCEPTANCE * proposals:
                 raise ValueError(
                     f"only {count} of {proposals} draws of p(x | label={self.label}) "
-                    f"were accepted at scale {self.scale}: the tilted law lies where "
-                    f"the class has hardly any mass. Lower the scale."
+                    f"were accepted at scale {self.scale}: the tilted distribution "
+                    f"lies where the class has almost no mass. Lower the scale."
                 )
         return jnp.asarray(np.concatenate(kept)[:num_samples])
 
     def acceptance(
         self, key: jax.Array | None = None, num_samples: int = 65536
     ) -> tuple[jax.Array, jax.Array]:
-        """Share of accepted draws, ``E[p(label | x)^(scale - 1) | label]``.
+        """Acceptance rate of ``sample``, ``E[p(label | x)^(scale - 1) | label]``.
 
         Args:
             key: estimate it from samples; by default the target's own key, and without
@@ -156,7 +156,7 @@ class TiltedTarget:
             num_samples: how many samples, with a key.
 
         Returns:
-            Its value and standard error, scalars; the error of the lattice counts as 0.
+            Value and standard error, scalars; the error of the lattice is taken as 0.
         """
         key = self.key if key is None else key
         if key is None:
@@ -166,7 +166,7 @@ class TiltedTarget:
         values = jnp.exp(_log_acceptances(self, key, num_samples))
         return jnp.mean(values), jnp.std(values, ddof=1) / jnp.sqrt(1.0 * num_samples)
 
-    def log_normaliser(
+    def log_normalizer(
         self, key: jax.Array | None = None, num_samples: int = 65536
     ) -> jax.Array:
         """``log Z = log p(label) + log(acceptance)``; arguments as ``acceptance``."""
@@ -174,12 +174,12 @@ class TiltedTarget:
         return log_weight + jnp.log(self.acceptance(key, num_samples)[0])
 
     def log_prob(self, x: ArrayLike, sigma: ArrayLike = 0.0) -> jax.Array:
-        """Log density of the tilted law, or of its noised version.
+        """Log density of the tilted distribution, or of its noised version.
 
         Args:
             x: points of shape ``[..., d]``.
-            sigma: noise level >= 0, a scalar or one for each point; not a mix of zeros
-                and others.
+            sigma: noise level >= 0, a scalar or one for each point, either all zero or
+                all positive.
 
         Returns:
             Normalised log densities of x's leading shape.
@@ -191,10 +191,10 @@ class TiltedTarget:
             own = log_label_posterior(self.mixture.parameters, x, 0.0, self.label)
             log_tilt = (jnp.asarray(self.scale, own.dtype) - 1.0) * own
         else:
-            log_tilt = self._tilt(x, sigma).log_mean
+            log_tilt = self.tilt(x, sigma).log_mean
         return log_p + log_tilt - jnp.log(self.acceptance()[0])
 
-    # -- under noise ----------------------------------------------------------------
+    # -- noised samples -------------------------------------------------------------
 
     def denoise(self, x: ArrayLike, sigma: ArrayLike) -> jax.Array:
         """Posterior mean ``D*`` of a clean tilted sample, given its noisy version.
@@ -206,27 +206,28 @@ class TiltedTarget:
         Returns:
             Array of x's shape.
         """
-        return self._tilt(x, sigma).denoised
+        return self.tilt(x, sigma).denoised
 
     def score(self, x: ArrayLike, sigma: ArrayLike) -> jax.Array:
         """Gradient of ``log_prob(x, sigma)``, for sigma > 0; shapes as ``denoise``."""
-        return self._tilt(x, sigma).score
+        return self.tilt(x, sigma).score
 
     def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:
-        """``denoise``: the tilted law has its label inside, and ignores the one given.
+        """``denoise``; ``label`` is ignored, since the target fixes its own label.
 
-        So the target can stand wherever a denoiser can, under any label.
+        So the target can be used wherever a denoiser can.
         """
         return self.denoise(x, sigma)
 
-    def _tilt(self, x: ArrayLike, sigma: ArrayLike) -> Tilt:
+    def tilt(self, x: ArrayLike, sigma: ArrayLike) -> Tilt:
+        """Moments of the tilted posterior, from which the above derive."""
         x, sigma = check_points(self.mixture.parameters, x, sigma)
         levels = as_concrete(sigma)
         if levels is not None and not (levels > 0).all():
             raise ValueError(
-                "sigma must be > 0: without noise a sample is its own mean."
+                "sigma must be > 0: without noise the posterior mean is x itself."
             )
-        return tilt(
+        return tilted_posterior(
             self.mixture.parameters,
             x,
             sigma,

@@ -1,4 +1,4 @@
-"""What CFG makes of Gaussians, in closed form.
+"""Closed forms of CFG for Gaussians.
 
 The data are N(mean, a) given the label and N(0, b) without, along one axis; covariances
 that commute separate into such axes. All functions take numbers or arrays of one shape.
@@ -15,7 +15,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 class Moments(NamedTuple):
-    """Of a Gaussian.
+    """Moments of a Gaussian.
 
     Attributes:
         mean: mean, in units of the data.
@@ -37,7 +37,8 @@ def cfg_ode_moments(
 
     From infinite noise the variance is ``a^scale b^(1 - scale)`` (Bradley & Nakkiran
     2024, arXiv 2408.09000). The mean is an integral of ``(1 + (b - a) t^2)^((scale -
-    1) / 2)`` over ``t = (a + v)^(-1/2)``, which the quadrature has to rounding.
+    1) / 2)`` over ``t = (a + v)^(-1/2)``, which the quadrature
+    computes to rounding.
 
     Args:
         mean: conditional mean, where the unconditional one is 0.
@@ -94,17 +95,10 @@ def cfg_sde_moments(
     return Moments(mean * shift, a * np.exp((2 - 2 * scale) * log_ratio) * spread)
 
 
-def cfg_sde_variance(
-    var_cond: ArrayLike, var_uncond: ArrayLike, scale: ArrayLike
-) -> np.ndarray:
-    """The variance of ``cfg_sde_moments``, on which the mean has no influence."""
-    return cfg_sde_moments(0.0, var_cond, var_uncond, scale).variance
-
-
 def tilted_moments(
     mean: ArrayLike, var_cond: ArrayLike, var_uncond: ArrayLike, scale: ArrayLike
 ) -> Moments:
-    """The law ``p(x | label)^scale p(x)^(1 - scale)``, normalised.
+    """The normalized distribution ``p(x | label)^scale p(x)^(1 - scale)``.
 
     Precision ``scale / a + (1 - scale) / b``, mean ``scale m / a`` divided by it.
 
@@ -118,16 +112,16 @@ def tilted_moments(
         Moments of that Gaussian.
 
     Raises:
-        ValueError: for variances that are not positive, or if there is no such law
-            since the precision is not.
+        ValueError: for variances that are not positive, or if the precision is not, so
+            that there is no such distribution.
     """
     mean, a, b, scale = _prepare(mean, var_cond, var_uncond, scale)
     precision = scale / a + (1 - scale) / b
     if (precision <= 0).any():
         raise ValueError(
-            f"p(x | label)^scale p(x)^(1 - scale) cannot be normalised: its precision "
-            f"is {precision.min():.3g}. The unconditional law must be wider, or the "
-            f"scale smaller."
+            f"p(x | label)^scale p(x)^(1 - scale) cannot be normalized: its precision "
+            f"is {precision.min():.3g}. Increase the unconditional variance or lower "
+            f"the scale."
         )
     return Moments(scale * mean / (a * precision), 1 / precision)
 

@@ -1,4 +1,4 @@
-"""Tilted laws by brute force on a grid, in float64: p(x | c)^w p(x)^(1 - w)."""
+"""Tilted distributions p(x | c)^w p(x)^(1 - w) on a grid, in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TiltedGrid:
         return np.sqrt(weights @ (self.points - self.mean()) ** 2)
 
     def log_prob(self, x, sigma):
-        """Of the noised law at points ``[n, d]``."""
+        """Of the noised distribution at points ``[n, d]``."""
         terms = self._joint(x, sigma)
         dim = x.shape[1]
         constant = np.log(self.cell) - dim / 2 * np.log(2 * np.pi * sigma**2)

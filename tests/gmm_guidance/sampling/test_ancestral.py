@@ -1,4 +1,4 @@
-"""The ancestral sampler against the textbook's step, diffusers, and a known law."""
+"""The ancestral sampler against the textbook's step, diffusers, and a Gaussian."""
 
 import jax
 import jax.numpy as jnp

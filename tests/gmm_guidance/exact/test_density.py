@@ -138,7 +138,7 @@ class Remembering(GuidanceRule):
         (dict(denoiser=lambda x, sigma, label: x), "unknown"),
     ],
 )
-def test_input(key, change, message):
+def test_what_is_no_map_of_vectors_is_refused(key, change, message):
     given = dict(denoiser=gg.ExactDenoiser(gg.GaussianMixture(**GIVEN)), num_samples=2)
     with pytest.raises(ValueError, match=message):
         output_density(key, **(given | change))

@@ -1,4 +1,4 @@
-"""CFG's error: two independent ways, and its limits."""
+"""CFG's bias and the defect of its densities, each against the definition."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from scipy.special import expit, logsumexp
 from scipy.stats import norm
 
 import gmm_guidance as gg
-from gmm_guidance.exact import jensen_gap, rule_bias
+from gmm_guidance.exact import fokker_planck_defect, jensen_gap, rule_bias
 
 G2 = gg.GaussianMixture([[-1.0], [1.0]], 1.0, None, [0, 1])
 X = np.linspace(-3.0, 3.0, 9)[:, None]
@@ -27,15 +27,16 @@ def gap64(x, sigma, scale):
     return inner - scale * logsumexp(terms + log_p, axis=1)
 
 
-@pytest.mark.parametrize("sigma", [0.05, 0.5, 1.0, 3.0])
-@pytest.mark.parametrize("scale", [2.0, 4.0, 8.0])
+@pytest.mark.parametrize(
+    "sigma, scale", [(0.05, 2.0), (0.5, 4.0), (1.0, 2.0), (1.0, 8.0), (3.0, 4.0)]
+)
 def test_gap_is_that_of_the_definition(sigma, scale):
     got = jensen_gap(G2, X, sigma, 1, scale)
     np.testing.assert_allclose(got, gap64(X, sigma, scale), rtol=1e-4, atol=1e-5)
     assert (np.asarray(got) >= -1e-6).all()
 
 
-@pytest.mark.parametrize("sigma", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("sigma", [0.3, 3.0])
 def test_bias_is_the_gradient_of_the_gap(sigma):
     gradient = jax.grad(lambda x: jnp.sum(jensen_gap(G2, x, sigma, 1, 4.0)))
     bias = rule_bias(G2, X, sigma, 1, 4.0)
@@ -61,7 +62,7 @@ def test_bias_in_the_plane_against_a_grid():
     np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5)
 
 
-def test_limits():
+def test_no_gap_without_a_tilt_noise_or_classes():
     # No tilt, no gap.
     np.testing.assert_allclose(jensen_gap(G2, X, 1.0, 1, 1.0), 0.0, atol=1e-6)
     np.testing.assert_allclose(rule_bias(G2, X, 1.0, 1, 1.0), 0.0, atol=1e-6)
@@ -71,3 +72,52 @@ def test_limits():
     # One class alone: the label says nothing.
     alone = gg.GaussianMixture([[-1.0], [2.0]], 1.0)
     np.testing.assert_allclose(jensen_gap(alone, X, 1.0, 0, 4.0), 0.0, atol=1e-6)
+
+
+# --- the heat equation
+
+PLANE = dict(
+    means=[[0.0, 0.0], [1.5, 1.0], [-1.0, 1.2]],
+    covariances=np.array(
+        [[[1.0, 0.3], [0.3, 0.5]], [[0.4, -0.1], [-0.1, 0.8]], [[0.5, 0], [0, 0.6]]]
+    ),
+    weights=[0.5, 0.3, 0.2],
+    labels=[0, 1, 1],
+)
+
+
+def heat_equation_residual(x, variance, label, scale, h=1e-3):
+    """``d/dv log h - 1/2 (laplacian log h + |grad log h|^2)``."""
+    mixture = Mixture64.build(**PLANE)
+
+    def log_h(x, v):
+        own = mixture.log_prob(x, np.sqrt(v), label)
+        return scale * own + (1 - scale) * mixture.log_prob(x, np.sqrt(v))
+
+    here = log_h(x, variance)
+    rate = (log_h(x, variance + h) - log_h(x, variance - h)) / (2 * h)
+    laplacian = square = 0.0
+    for axis in np.eye(2):
+        up, down = log_h(x + h * axis, variance), log_h(x - h * axis, variance)
+        laplacian = laplacian + (up - 2 * here + down) / h**2
+        square = square + ((up - down) / (2 * h)) ** 2
+    return rate - 0.5 * (laplacian + square)
+
+
+@pytest.mark.parametrize(
+    "label, sigma, scale",
+    [(0, 0.5, 2.0), (1, 0.5, 8.0), (0, 1.0, 0.5), (1, 1.0, 4.0), (0, 3.0, 8.0)],
+)
+def test_cfg_violates_the_heat_equation_by_the_defect(label, sigma, scale):
+    x = 1.5 * np.random.default_rng(0).normal(size=(20, 2))
+    got = fokker_planck_defect(gg.GaussianMixture(**PLANE), x, sigma, label, scale)
+    assert got.shape == (20,)
+    wanted = -heat_equation_residual(x, sigma**2, label, scale)
+    np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_no_defect_without_guidance(scale):
+    mixture = gg.GaussianMixture(**PLANE)
+    defect = fokker_planck_defect(mixture, [[1.0, 2.0]], 1.0, 0, scale)
+    assert (np.asarray(defect) == 0).all()

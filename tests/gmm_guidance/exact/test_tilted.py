@@ -1,4 +1,4 @@
-"""The tilted law against sums over a fine grid in float64, and golden numbers."""
+"""Tilted distributions against sums over a fine float64 grid, and golden numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,17 @@ def pair(given, label, scale, count, **options):
     return target, TiltedGrid(Mixture64.build(**given), label, scale, 9.0, count)
 
 
-@pytest.mark.parametrize("given, label", [(LINE, 1), (UNEVEN, 0), (UNEVEN, 1)])
-@pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 4.0, 80.0])
+@pytest.mark.parametrize(
+    "given, label, sigma",
+    [
+        (LINE, 1, 0.01),
+        (UNEVEN, 0, 0.01),
+        (UNEVEN, 1, 0.3),
+        (UNEVEN, 0, 1.0),
+        (LINE, 1, 4.0),
+        (UNEVEN, 0, 80.0),
+    ],
+)
 def test_denoiser_score_and_density_on_a_line(given, label, sigma):
     target, grid = pair(given, label, 4.0, 9001)
     x = np.linspace(-3.0, 3.0, 7)[:, None] * max(1.0, sigma / 2)
@@ -47,7 +56,7 @@ def test_denoiser_score_and_density_on_a_line(given, label, sigma):
     np.testing.assert_allclose(
         target.score(x, sigma), (wanted - x) / sigma**2, rtol=1e-4, atol=2e-4
     )
-    if sigma < 10:  # beyond, the noised law is wider than the reference's reach
+    if sigma < 10:  # beyond, it is wider than the reference's grid
         np.testing.assert_allclose(
             target.log_prob(x, sigma), grid.log_prob(x, sigma), rtol=1e-5, atol=2e-5
         )
@@ -89,7 +98,7 @@ def test_random_nodes():
         (4.0, 0.5, 4.0, (4.0000, 0.4998, 1.000)),
     ],
 )
-def test_golden_samples(key, mean, std, scale, wanted):
+def test_golden_moments_and_acceptance(key, mean, std, scale, wanted):
     target = TiltedTarget(gg.presets.two_modes(std, mean), 1, scale)
     x = np.asarray(target.sample(key, 40_000), np.float64)
     assert x.shape == (40_000, 1)
@@ -99,16 +108,16 @@ def test_golden_samples(key, mean, std, scale, wanted):
     assert exact == pytest.approx(wanted[2], abs=6e-4)
     estimate, error = target.acceptance(jax.random.key(3))
     assert abs(estimate - exact) <= 4 * error + 1e-6
-    assert target.log_normaliser() == pytest.approx(np.log(0.5 * exact), abs=1e-6)
+    assert target.log_normalizer() == pytest.approx(np.log(0.5 * exact), abs=1e-6)
 
 
-def test_density_is_normalised_in_the_plane():
+def test_density_is_normalized_in_the_plane():
     target, grid = pair(PLANE, 1, 3.0, 301)
     density = np.exp(np.asarray(target.log_prob(grid.points), np.float64))
     assert density.sum() * grid.cell == pytest.approx(1.0, abs=1e-4)
 
 
-def test_probability_flow_draws_the_tilted_law():
+def test_probability_flow_draws_the_tilted_distribution():
     target, grid = pair(UNEVEN, 0, 4.0, 9001)
     far = gg.Karras(64, sigma_max=200.0)
     x = np.asarray(gg.quantile_map(target, schedule=far, num_points=500), np.float64)
@@ -116,7 +125,7 @@ def test_probability_flow_draws_the_tilted_law():
     assert x.std() == pytest.approx(grid.sd()[0], abs=0.01)
 
 
-def test_scale_one_is_the_conditional_law():
+def test_scale_one_is_the_conditional_distribution():
     mixture = gg.GaussianMixture(**PLANE)
     target = TiltedTarget(mixture, 1, 1.0)
     x = jax.random.normal(jax.random.key(1), (20, 2))
@@ -148,7 +157,7 @@ def test_a_tilt_out_of_reach_is_an_error(key):
         (dict(mixture=gg.GaussianMixture(np.zeros((1, 3)), 1.0)), "give key"),
     ],
 )
-def test_input(change, message):
+def test_targets_refuse_values_out_of_range(change, message):
     given = dict(mixture=gg.GaussianMixture(**LINE), label=0, scale=2.0) | change
     with pytest.raises(ValueError, match=message):
         TiltedTarget(**given)

@@ -1,4 +1,4 @@
-"""Weights repair CFG: closed forms of two Gaussians, and a mixture's tilted law."""
+"""Repaired CFG: closed forms of two Gaussians, tilted distributions of mixtures."""
 
 import dataclasses
 
@@ -91,7 +91,7 @@ def test_scale_one_needs_no_weights(key):
         (dict(denoiser=TwoGaussians(0.0, 1.0, 2.0)), "sample_shape"),
     ],
 )
-def test_input(key, change, message):
+def test_repaired_sample_refuses_values_out_of_range(key, change, message):
     given = dict(denoiser=gg.presets.two_modes(), label=1, scale=2.0, num_samples=10)
     with pytest.raises(ValueError, match=message):
         repaired_sample(key, **(given | change))
