@@ -48,8 +48,6 @@ _OPPONENTS = {
     "w2_pot": ("w2_scipy", "w2_sinkhorn"),
     "sliced_w2": ("sliced_w2_pot",),
     "energy": ("energy_all_pairs",),
-    "mmd": ("mmd_all_pairs",),
-    "nearest": ("nearest_all_pairs",),
 }
 
 
@@ -81,10 +79,6 @@ def _programs(x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], float]]:
         ),
         "energy": lambda: m.energy_distance(x, y),
         "energy_all_pairs": lambda: _energy_all_pairs(x, y),
-        "mmd": lambda: m.mmd(x, y),
-        "mmd_all_pairs": lambda: _mmd_all_pairs(x, y),
-        "nearest": lambda: m.nearest_neighbours(x, y).recall,
-        "nearest_all_pairs": lambda: _nearest_all_pairs(x, y),
     }
     if len(x) <= _MOST_SINKHORN:
         programs["w2_sinkhorn"] = lambda: _by_sinkhorn(x, y)
@@ -106,22 +100,3 @@ def _energy_all_pairs(x: np.ndarray, y: np.ndarray) -> float:
         - cdist(x, x).sum() / (n * (n - 1))
         - cdist(y, y).sum() / (m * (m - 1))
     )
-
-
-def _mmd_all_pairs(x: np.ndarray, y: np.ndarray) -> float:
-    """With the bandwidths of ``mmd``, a kernel matrix for each."""
-    n, m = len(x), len(y)
-    squares = [cdist(a, b, "sqeuclidean") for a, b in ((x, x), (y, y), (x, y))]
-    median = np.sqrt(np.median(squares[1][:1000, :1000]))
-    total = 0.0
-    for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
-        rate = 0.5 / (factor * median) ** 2
-        sums = [np.exp(-rate * s).sum() for s in squares]
-        total += (sums[0] - n) / (n * (n - 1)) + (sums[1] - m) / (m * (m - 1))
-        total -= 2 * sums[2] / (n * m)
-    return float(total / 5)
-
-
-def _nearest_all_pairs(x: np.ndarray, y: np.ndarray) -> float:
-    pairs = cdist(x, y)
-    return float(pairs.min(axis=0).mean() + pairs.min(axis=1).mean())

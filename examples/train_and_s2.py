@@ -28,7 +28,7 @@ def main():
             schedule=schedule,
             solver=solver,
         )
-        result = gg.metrics.summarise(samples, labels, mixture)
+        result = gg.metrics.summarize(samples, labels, mixture)
         cost = gg.expected_cost(rule, schedule, network.num_blocks, solver=solver)
         print(f"{name:20} W2 {result['w2']:.3f}", end="  ")
         print(f"shift {result['mode_shift']:+.3f}", end="  ")

@@ -83,7 +83,7 @@ def _panel(
         rule = setting.rule(network, method, seed)
         samples = setting.samples(store, network, rule, seed)
         labels = balanced_labels(mixture, len(samples))
-        values.append(gg.metrics.summarise(samples, labels, mixture))
+        values.append(gg.metrics.summarize(samples, labels, mixture))
         drawn.append(samples)
     return over_seeds(values), drawn
 
@@ -104,7 +104,7 @@ def _without_sampling_noise(
     ]
     samples = np.stack([np.asarray(q) for q in quantiles], axis=1).reshape(-1, 1)
     labels = balanced_labels(mixture, len(samples))
-    summary = gg.metrics.summarise(samples, labels, mixture)
+    summary = gg.metrics.summarize(samples, labels, mixture)
     # The energy distance is against random samples; its noise is not the rule's.
     summary.pop("energy_distance")
     return {k: exact_value(v) for k, v in summary.items()}, [samples]

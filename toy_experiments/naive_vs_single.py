@@ -124,7 +124,7 @@ def _numbers(
     exact = samples(ALL, 0)
     labels = balanced_labels(setting.mixture, config.num_samples)
     name = "w2" if setting.mixture.dim == 1 else "sliced_w2"
-    distances = [gg.metrics.summarise(s, labels, setting.mixture)[name] for s in sets]
+    distances = [gg.metrics.summarize(s, labels, setting.mixture)[name] for s in sets]
     spread = np.sqrt(np.mean(np.var(sets, axis=0, ddof=1))) if len(sets) > 1 else 0.0
     return {
         "distance": float(np.mean(distances)),

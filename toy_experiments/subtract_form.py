@@ -107,7 +107,7 @@ def compute(config: PaperConfig, store: Store) -> tuple[Tables, Arrays]:
 def _numbers(setting: Setting, samples: np.ndarray) -> dict[str, float]:
     labels = balanced_labels(setting.mixture, len(samples))
     upper = samples[labels == 1]
-    summary = gg.metrics.summarise(samples, labels, setting.mixture)
+    summary = gg.metrics.summarize(samples, labels, setting.mixture)
     return summary | {"mean": float(upper.mean()), "std": float(upper.std())}
 
 

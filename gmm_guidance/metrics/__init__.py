@@ -1,23 +1,21 @@
-"""Distances and statistics of samples beside the mixture they should come from.
+"""Distances and statistics of samples, against a mixture or other samples.
 
-The truth enters in closed form wherever there is one, so its side has no sampling
+A mixture enters in closed form wherever there is one, so its side has no sampling
 noise: Wasserstein distances use the exact distribution function of the (projected)
 mixture. What remains is the noise of the samples themselves, which biases distances
-upwards: print ``truth_floor`` next to every number. Some distances have no closed form
-on the truth's side and compare two sets of samples; their floor is ``sample_floor``.
-Images have no closed form either: there two sets are compared by their features in a
-network (``frechet_distance``, ``precision_recall``, ``density_coverage``), or judged by
-a classifier (``inception_score``). These numbers know the features only.
+upwards: report ``truth_floor`` next to every number. Some distances have no such closed
+form and compare two sets of samples (``wasserstein_2``, ``energy_distance``). Sets of
+images are compared by their features in a network (``frechet_distance``,
+``precision_recall``, ``density_coverage``), or by a classifier's predictions
+(``inception_score``): these metrics depend on that network.
 
 Samples are arrays of shape ``[n, d]``, or ``[n]`` on a line. Labels are ``[n]``
 integers or one integer for all; ``None`` and ``mixture.num_labels`` mean no condition.
-The functions run on the host in float64, except for what the mixture computes itself,
-for ``mmd``, and for ``energy_distance`` above one dimension. All raise ``ValueError``
-for samples that are empty, of the wrong shape or not finite, and for labels out of
-range.
+The functions run on the host in float64, except for the mixture's own closed forms and
+for ``energy_distance`` above one dimension. All raise ``ValueError`` for samples that
+are empty, of the wrong shape or not finite, and for labels out of range.
 """
 
-from gmm_guidance.metrics.comparison import compare_to_samples, sample_floor
 from gmm_guidance.metrics.energy import energy_distance
 from gmm_guidance.metrics.fractions import outside_fraction, wrong_mode_fraction
 from gmm_guidance.metrics.frechet import (
@@ -36,8 +34,6 @@ from gmm_guidance.metrics.manifolds import (
     density_coverage,
     precision_recall,
 )
-from gmm_guidance.metrics.mean_discrepancy import mmd
-from gmm_guidance.metrics.nearest import NearestNeighbours, nearest_neighbours
 from gmm_guidance.metrics.optimal_transport import wasserstein_2
 from gmm_guidance.metrics.quantiles import cdf, quantile
 from gmm_guidance.metrics.statistics import (
@@ -45,7 +41,7 @@ from gmm_guidance.metrics.statistics import (
     class_statistics,
     mode_statistics,
 )
-from gmm_guidance.metrics.summary import summarise, truth_floor
+from gmm_guidance.metrics.summary import summarize, truth_floor
 from gmm_guidance.metrics.uncertainty import (
     confidence_interval,
     mean_and_standard_error,
@@ -57,12 +53,10 @@ __all__ = [
     "FeatureMoments",
     "GroupStatistics",
     "InceptionScore",
-    "NearestNeighbours",
     "NegativeLogLikelihood",
     "PrecisionRecall",
     "cdf",
     "class_statistics",
-    "compare_to_samples",
     "confidence_interval",
     "density_coverage",
     "energy_distance",
@@ -70,16 +64,13 @@ __all__ = [
     "frechet_distance",
     "inception_score",
     "mean_and_standard_error",
-    "mmd",
     "mode_statistics",
-    "nearest_neighbours",
     "negative_log_likelihood",
     "outside_fraction",
     "precision_recall",
     "quantile",
-    "sample_floor",
     "sliced_wasserstein",
-    "summarise",
+    "summarize",
     "truth_floor",
     "wasserstein_1d",
     "wasserstein_2",

@@ -7,11 +7,11 @@ With ``z_k = (y - m_k) / s_k`` a mixture on a line has the distribution function
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtr
 
 from gmm_guidance.metrics._checks import check_one_label
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
@@ -93,37 +93,10 @@ def line_moments(
         offset = np.repeat(start - (np.cumsum(width) - width), width)
         index = np.arange(len(component)) + offset
         w, m, s = w[component], m[component], s[component]
-        upper, density = normal((points[index] - m) / s)
+        z = (points[index] - m) / s
+        upper, density = ndtr(z), np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         results[0] += np.bincount(index, w * upper, n)
         results[1] += np.bincount(index, w * density / s, n)
         results[2] += np.bincount(index, w * (m * upper - s * density), n)
     results[[0, 2]] += np.cumsum(steps, axis=1)[:, :-1]
     return results[0], results[1], results[2]
-
-
-@functools.cache
-def _normal_table() -> tuple[np.ndarray, np.ndarray]:
-    z = np.arange(-9 * 64, 9 * 64 + 1) / 64
-    values = [0.5 * math.erfc(-v / math.sqrt(2)) for v in z]
-    return np.array(values), np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-
-
-def normal(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normal distribution function and density for ``|z| <= 9``, to 1e-14.
-
-    NumPy has no ``erfc``. A Taylor step from a table of ``math.erfc`` at spacing 1/64
-    is exact to rounding: the first term left out is below ``(1/128)^7 / 7! * 230``.
-    """
-    values, densities = _normal_table()
-    index = np.rint(z * 64).astype(np.intp)
-    node = index / 64
-    index += 9 * 64
-    h = z - node
-    # Derivatives of the density are He_n(node) * (-1)^n * density.
-    n2 = node * node
-    d1, d2, d3 = -node, n2 - 1, node * (3 - n2)
-    d4, d5 = n2 * (n2 - 6) + 3, node * (n2 * (10 - n2) - 15)
-    series = d4 / 120 + h * d5 / 720
-    series = h * (1 + h * (d1 / 2 + h * (d2 / 6 + h * (d3 / 24 + h * series))))
-    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    return values[index] + densities[index] * series, density

@@ -136,10 +136,10 @@ def frechet_distance(
     Gaussians. It is called FID if, and only if, the features are those of the published
     Inception network; the square is customary, so a shift by ``t`` gives ``t^2``.
 
-    **Biased upwards**: positive for two sets of the same law, by an amount that falls
-    about as ``1 / n`` and depends on the law. Compare sets of equal size only, against
-    the same reference, and with what equally many true samples give. It sees means and
-    covariances alone: other laws with the same moments are at distance 0.
+    **Biased upwards**: positive for two sets of the same distribution, by an amount
+    that falls about as ``1 / n`` and depends on the distribution. Compare sets of equal
+    size only, against the same reference, and with the value for as many true samples.
+    Only means and covariances enter: equal moments are at distance 0.
 
     Covariances may be singular, as with fewer features than dimensions.
 

@@ -22,9 +22,9 @@ def wasserstein_2(samples: ArrayLike, others: ArrayLike) -> float:
     size; the number is the same. On a line it is ``wasserstein_1d``, without a limit.
 
     **Biased upwards**, strongly in more than one dimension: where the true W2 of two
-    laws in the plane is 0.548, sets of n samples each read 0.676 (n = 500), 0.586 (n =
-    2,000) and 0.565 (n = 5,000). Compare sets of equal size only, and print what two
-    sets of true samples give (``sample_floor``) next to it.
+    distributions in the plane is 0.548, sets of n samples each give 0.676 (n = 500),
+    0.586 (n = 2,000) and 0.565 (n = 5,000). Compare sets of equal size only, and report
+    the value for two sets of true samples next to it.
 
     Args:
         samples: array of shape ``[n, d]`` or ``[n]``.

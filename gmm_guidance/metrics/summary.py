@@ -1,4 +1,4 @@
-"""Every scalar metric at once, and what it is for true samples."""
+"""Every scalar metric at once, and its floor for true samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gmm_guidance.metrics.wasserstein import sliced_wasserstein
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
-def summarise(
+def summarize(
     samples: ArrayLike,
     labels: ArrayLike | None,
     mixture: GaussianMixture,
@@ -96,7 +96,7 @@ def truth_floor(
     labels: ArrayLike,
     num_repeats: int = 5,
 ) -> dict[str, dict[str, float]]:
-    """What ``summarise`` says of true samples: the floor of every metric.
+    """``summarize`` of true samples: the floor of every metric.
 
     Args:
         key: JAX random key.
@@ -106,7 +106,7 @@ def truth_floor(
         num_repeats: independent draws, at least 2.
 
     Returns:
-        For each name of ``summarise`` a dictionary of ``mean`` and ``standard_error``
+        For each name of ``summarize`` a dictionary of ``mean`` and ``standard_error``
         over the draws.
 
     Raises:
@@ -127,7 +127,7 @@ def truth_floor(
     for repeat_key in jax.random.split(key, num_repeats):
         sample_key, reference_key = jax.random.split(repeat_key)
         x, _ = mixture.sample(sample_key, len(label), label)
-        rows.append(summarise(x, label, mixture, key=reference_key))
+        rows.append(summarize(x, label, mixture, key=reference_key))
     floor = {}
     for name in rows[0]:
         mean, error = mean_and_standard_error([row[name] for row in rows])

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 
 def mean_and_standard_error(
@@ -52,28 +53,6 @@ def confidence_interval(
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1, got {level}.")
     mean, error = mean_and_standard_error(values, axis)
-    half = _student_t(level, np.asarray(values).shape[axis] - 1) * error
+    degrees = np.asarray(values).shape[axis] - 1
+    half = stdtrit(degrees, 0.5 + 0.5 * level) * error
     return mean - half, mean + half
-
-
-def _student_t(level: float, degrees: int) -> float:
-    """The ``t`` with ``P(|T| <= t) = level``, by bisection on the angle.
-
-    With ``theta = atan(t / sqrt(degrees))`` that probability is a finite sum
-    (Abramowitz and Stegun 26.7.3 and 26.7.4).
-    """
-    odd = degrees % 2
-    j = np.arange(1, (degrees - 1) // 2 + (1 - odd)) if degrees > 2 else np.arange(0)
-    ratios = 2 * j / (2 * j + 1) if odd else (2 * j - 1) / (2 * j)
-    low, high = 0.0, 0.5 * math.pi
-    for _ in range(100):
-        theta = 0.5 * (low + high)
-        sine, cosine = math.sin(theta), math.cos(theta)
-        series = 1.0 + np.cumprod(ratios * cosine**2).sum()
-        if odd:
-            tail = sine * cosine * series if degrees > 1 else 0.0
-            probability = (theta + tail) * 2 / math.pi
-        else:
-            probability = sine * series
-        low, high = (theta, high) if probability < level else (low, theta)
-    return math.sqrt(degrees) * math.tan(0.5 * (low + high))

@@ -1,4 +1,4 @@
-"""Wasserstein distances on a line, to a mixture's exact law or between samples.
+"""Wasserstein distances on a line, to the exact mixture or between samples.
 
 With sorted samples ``x_i``, the mixture's distribution function ``F``, its quantile
 function ``Q`` and ``L(u) = int_0^u Q``, the part of the mean below quantile ``u``,
@@ -45,9 +45,9 @@ def wasserstein_1d(
 
     Returns:
         ``W_p`` in units of the data. Between samples it is exact. To a mixture it is
-        that of the empirical law to the law itself, without sampling noise on the
-        truth's side; the interpolation adds less than 1e-6 of the truth's standard
-        deviation.
+        the distance of the empirical distribution to the mixture, without sampling
+        noise on the truth's side; the interpolation adds less than 1e-6 of the truth's
+        standard deviation.
 
     Raises:
         ValueError: if ``p`` is not 1 or 2, a label goes with samples as the truth, or

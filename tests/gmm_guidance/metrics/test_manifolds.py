@@ -78,7 +78,7 @@ def test_second_neighbour_by_hand():
 
 @pytest.mark.parametrize("dim", [1, 2, 7])
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_loops(dim, k):
+def test_all_four_agree_with_loops_from_the_papers(dim, k):
     rng = np.random.default_rng(10 * dim + k)
     real = rng.normal(size=(23, dim))
     generated = 1.5 * rng.normal(size=(17, dim)) + 0.4
@@ -140,7 +140,7 @@ def test_identical_and_disjoint_sets():
     assert all_four(x, x + 100, 3) == (0, 0, 0, 0)
 
 
-def test_which_is_which():
+def test_a_missed_and_a_superfluous_mode():
     """A missed mode costs recall and coverage, a superfluous one precision, density."""
     rng = np.random.default_rng(4)
     left, right = rng.normal(size=(2, 100, 2)) * 0.1 + [[[-5, 0]], [[5, 0]]]
@@ -165,7 +165,7 @@ def test_an_outlier_spoils_precision_but_hardly_density():
 
 
 def test_expectations_for_true_samples():
-    """The k nearest of the others are all real by chance: no law enters (Naeem, 3).
+    """The k nearest points are all real by chance, for any distribution (Naeem, 3).
 
     A generated point is in a real one's ball with probability k / n.
     """

@@ -8,15 +8,7 @@ import scipy.stats
 from oracles.metric_truths import GAUSSIAN, LINE, line_cdf
 
 from gmm_guidance import metrics, presets
-from gmm_guidance.metrics._truth import normal
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
-
-
-def test_normal_function_is_exact():
-    z = np.linspace(-9, 9, 20001)
-    upper, density = normal(z)
-    np.testing.assert_allclose(upper, scipy.special.ndtr(z), rtol=1e-10, atol=1e-15)
-    np.testing.assert_allclose(density, scipy.stats.norm.pdf(z), rtol=1e-12)
 
 
 @pytest.mark.parametrize("label", [None, 0, 1, 2])

@@ -52,7 +52,7 @@ PLANE = np.zeros((4, 2))
         (metrics.outside_fraction, (PLANE, 9, CORNERS), r"got \[9\]"),
         (metrics.negative_log_likelihood, (bad_samples(), 0, CORNERS), "2 of 5"),
         (metrics.wrong_mode_fraction, (PLANE, 4, CORNERS), r"0\.\.3; got \[4\]"),
-        (metrics.summarise, (PLANE, [0, 0, 0, 1], CORNERS), "label 1 has 1"),
+        (metrics.summarize, (PLANE, [0, 0, 0, 1], CORNERS), "label 1 has 1"),
         (metrics.truth_floor, (None, MODES, [0, 1], 1), "num_repeats must be at least"),
         (metrics.truth_floor, (None, MODES, 0), r"shape \[n\].*got \(\)"),
         (metrics.truth_floor, (None, MODES, [0, 3]), r"got \[3\]"),
