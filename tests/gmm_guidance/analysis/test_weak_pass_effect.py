@@ -91,7 +91,7 @@ def test_gaussian_class_without_sampling_noise():
 
 
 def test_random_masks_are_averaged_whatever_the_batches():
-    distribution = gg.Bernoulli(0.4)
+    distribution = gg.drop.Bernoulli(0.4)
     rule = gg.S2Guidance(1.0, 0.2, distribution=distribution, window=None)
     schedule = gg.CustomSchedule((2.0, 1.0))
     effect, in_parts = (
