@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import gmm_guidance as gg
 from full_models.generation.images import to_uint8
+from gmm_guidance._runtime.pytree import Static, join
 from gmm_guidance.sharding import (
     BATCH_AXES,
     batch_parts,
@@ -75,35 +77,22 @@ class MeshSampler:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.mesh = mesh
         self.batch_size = batch_size
-        num_samples = batch_size * num_batch_parts(mesh)
-        # Python numbers stay what they are: a scale that is off costs no pass.
         parts = (model, replicate(decoder, mesh), guidance, replicate(key, mesh))
         leaves, structure = jax.tree.flatten(parts)
-        is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
-
-        def draw(arrays: list[Any], indices: jax.Array, labels: jax.Array) -> Any:
-            given = zip(leaves, arrays, is_array, strict=True)
-            restored = [array if traced else leaf for leaf, array, traced in given]
-            model, decoder, guidance, key = jax.tree.unflatten(structure, restored)
-            samples = gg.guided_sample(
-                key,
-                model,
-                labels,
-                num_samples=num_samples,
-                guidance=guidance,
-                schedule=schedule,
-                solver=solver,
-                indices=indices,
-                mesh=mesh,
-            )
-            return samples, _images(mesh, decoder, samples)
-
-        self._arrays = [
-            leaf if traced else None
-            for leaf, traced in zip(leaves, is_array, strict=True)
-        ]
-        inputs = (self._on_mesh(np.empty(0), t) for t in (np.uint32, np.int32))
-        self._program = jax.jit(draw).lower(self._arrays, *inputs).compile()
+        leaves = [np.float32(leaf) if _is_scale(leaf) else leaf for leaf in leaves]
+        traced = [isinstance(x, (jax.Array, np.ndarray, np.generic)) for x in leaves]
+        given = list(zip(leaves, traced, strict=True))
+        self._arrays = [leaf if is_traced else None for leaf, is_traced in given]
+        rest = tuple(None if is_traced else leaf for leaf, is_traced in given)
+        num_samples = batch_size * num_batch_parts(mesh)
+        lowered = _draw.lower(
+            Static(structure, rest),
+            (mesh, num_samples, schedule, solver),
+            self._arrays,
+            self._on_mesh(np.empty(0), np.uint32),
+            self._on_mesh(np.empty(0), np.int32),
+        )
+        self._program = lowered.compile()
         check_memory(self._program.memory_analysis(), batch_size)
 
     @property
@@ -138,6 +127,35 @@ class MeshSampler:
         local[: len(values)] = values
         local[len(values) :] = values[-1] if len(values) else 0
         return jax.make_array_from_process_local_data(batch_sharding(self.mesh), local)
+
+
+def _is_scale(leaf: Any) -> bool:
+    """Whether a number is no off value, so that another one needs no compilation."""
+    return type(leaf) is float and leaf not in (0.0, 1.0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw(
+    static: Static,
+    options: tuple[Any, ...],
+    arrays: list[Any],
+    indices: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, jax.Array | None]:
+    model, decoder, guidance, key = join(arrays, static)
+    mesh, num_samples, schedule, solver = options
+    samples = gg.guided_sample(
+        key,
+        model,
+        labels,
+        num_samples=num_samples,
+        guidance=guidance,
+        schedule=schedule,
+        solver=solver,
+        indices=indices,
+        mesh=mesh,
+    )
+    return samples, _images(mesh, decoder, samples)
 
 
 def _images(mesh: Mesh, decoder: Any, samples: jax.Array) -> jax.Array | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
+from support.trees import assert_same_trees
 
 from full_models import KLConfig, KLDecoder, load_autoencoder
 from full_models.generation.images import to_uint8
@@ -116,14 +117,6 @@ def test_bytes_of_images():
     np.testing.assert_array_equal(to_uint8(values), [0, 0, 191, 255, 255])
 
 
-def assert_same(found, wanted):
-    """Equal parameters."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
-    for ours, theirs in pairs:
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, theirs)
-
-
 def rewritten(tmp_path, change):
     """The golden folder with its tensors changed."""
     shutil.copytree(GOLDEN, tmp_path / "vae")
@@ -145,13 +138,13 @@ def test_older_names_of_attention(tmp_path, decoder, as_convolutions):
             tensors[f"{prefix}{old}.weight"] = kernel.reshape(shape)
             tensors[f"{prefix}{old}.bias"] = tensors.pop(f"{prefix}{new}.bias")
 
-    assert_same(load_autoencoder(rewritten(tmp_path, age)), decoder)
+    assert_same_trees(load_autoencoder(rewritten(tmp_path, age)), decoder)
 
 
 def test_one_file_with_its_config_beside(tmp_path, decoder):
     folder = rewritten(tmp_path, lambda tensors: None)
     file = (folder / WEIGHTS).rename(folder / "ema.safetensors")
-    assert_same(load_autoencoder(file), decoder)
+    assert_same_trees(load_autoencoder(file), decoder)
 
 
 def test_half_precision_variant(tmp_path, decoder):
@@ -164,7 +157,7 @@ def test_half_precision_variant(tmp_path, decoder):
     rounded = jax.tree.map(
         lambda a: np.asarray(a).astype(np.float16).astype(np.float32), decoder
     )
-    assert_same(load_autoencoder(folder), rounded)
+    assert_same_trees(load_autoencoder(folder), rounded)
 
 
 def test_without_a_config_the_shape_is_stable_diffusions(tmp_path):

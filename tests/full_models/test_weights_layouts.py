@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from oracles.dits import TINY, random_backbone
+from support.trees import assert_same_trees
 
 from full_models import DiT, DiTConfig
 from full_models.models.dit.config import SIT
@@ -63,14 +64,6 @@ def abstract(config):
     return jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    for a, b in pairs:
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
 @CONFIGS
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_written_tensors_have_the_listed_shapes_and_come_back(config, name):
@@ -78,10 +71,10 @@ def test_written_tensors_have_the_listed_shapes_and_come_back(config, name):
     layout = LAYOUTS[name](config, model)
     tensors = dump(model, layout)
     assert {n: a.shape for n, a in tensors.items()} == layout.shapes()
-    assert_same(fill(abstract(config), layout, in_memory(tensors), "x"), model)
+    assert_same_trees(fill(abstract(config), layout, in_memory(tensors), "x"), model)
     half = dump(model, layout, jnp.dtype("bfloat16"))
     narrow = fill(abstract(config), layout, in_memory(half), "x", jnp.bfloat16)
-    assert_same(narrow, jax.tree.map(lambda a: a.astype(jnp.bfloat16), model))
+    assert_same_trees(narrow, jax.tree.map(lambda a: a.astype(jnp.bfloat16), model))
 
 
 @CONFIGS

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 from oracles import torch_zip
 from oracles.dits import TINY, random_dit
+from support.trees import assert_same_trees
 
 import full_models
 from full_models import DiTConfig, export_weights, load_weights
@@ -43,15 +44,6 @@ def write_official(path, model=MODEL, **changes):
     )
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    assert found.config == expected.config
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    for a, b in pairs:
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
 # --- round trips
 
 
@@ -60,8 +52,8 @@ def assert_same(found, expected):
 def test_every_layout_comes_back_exactly_from_its_path_alone(tmp_path, config, layout):
     model = random_dit(config, seed=1)
     path = export_weights(model, place(tmp_path / "new", layout), layout)
-    assert_same(load_weights(path), model)
-    assert_same(load_weights(str(path), config), model)
+    assert_same_trees(load_weights(path), model)
+    assert_same_trees(load_weights(str(path), config), model)
     assert [*path.parent.iterdir()] == [path]  # nothing is left beside it
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     os.umask(mask := os.umask(0))
@@ -74,11 +66,11 @@ def test_every_layout_comes_back_exactly_from_its_path_alone(tmp_path, config, l
 def test_types_of_parameters_and_tensors(tmp_path, layout):
     narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), MODEL)
     path = export_weights(MODEL, place(tmp_path, layout), layout, dtype="bfloat16")
-    assert_same(load_weights(path, dtype="bfloat16"), narrow)
+    assert_same_trees(load_weights(path, dtype="bfloat16"), narrow)
     widened = jax.tree.map(lambda a: a.astype(jnp.float32), narrow)
-    assert_same(load_weights(path), widened)
+    assert_same_trees(load_weights(path), widened)
     again = export_weights(narrow, place(tmp_path / "again", layout), layout)
-    assert_same(load_weights(again, dtype=jnp.bfloat16), narrow)
+    assert_same_trees(load_weights(again, dtype=jnp.bfloat16), narrow)
     if layout != "orbax":
         file = path / DIFFUSERS_FILE if path.is_dir() else path
         arrays = safetensors.numpy.load_file(file)
@@ -111,15 +103,15 @@ def test_official_tensors_in_any_file(tmp_path, suffix):
         safetensors.numpy.save_file(tensors, path)
     else:
         write_official(path)
-    assert_same(load_weights(path, TINY), MODEL)
+    assert_same_trees(load_weights(path, TINY), MODEL)
 
 
 def test_entry_of_a_training_checkpoint(tmp_path):
     other = random_dit(seed=2)
     trees = [dump(m.backbone, official_table(TINY)) for m in (MODEL, other)]
     path = torch_zip.write(tmp_path / "a.pt", {"ema": trees[0], "model": trees[1]})
-    assert_same(load_weights(path, TINY), MODEL)
-    assert_same(load_weights(path, TINY, root="model"), other)
+    assert_same_trees(load_weights(path, TINY), MODEL)
+    assert_same_trees(load_weights(path, TINY, root="model"), other)
     native = export_weights(MODEL, tmp_path / "a.safetensors", "native")
     with pytest.raises(ValueError, match="root='ema' chooses an entry of a PyTorch"):
         load_weights(native, root="ema")
@@ -128,24 +120,24 @@ def test_entry_of_a_training_checkpoint(tmp_path):
 def test_diffusers_folders_and_files(tmp_path):
     """A pipeline's subfolder; another file beside the configuration; a lone file."""
     folder = export_weights(MODEL, tmp_path / "pipeline" / "transformer")
-    assert_same(load_weights(folder.parent), MODEL)
-    assert_same(load_weights(folder / DIFFUSERS_FILE), MODEL)
+    assert_same_trees(load_weights(folder.parent), MODEL)
+    assert_same_trees(load_weights(folder / DIFFUSERS_FILE), MODEL)
     variant = folder / "diffusion_pytorch_model.fp16.safetensors"
     (folder / DIFFUSERS_FILE).rename(variant)
-    assert_same(load_weights(folder), MODEL)
+    assert_same_trees(load_weights(folder), MODEL)
     other = variant.rename(folder / "ema.safetensors")
-    assert_same(load_weights(other), MODEL)
+    assert_same_trees(load_weights(other), MODEL)
     with pytest.raises(ValueError, match="has a config.json, but none of diffusion_"):
         load_weights(folder)
     (folder / "config.json").unlink()
-    assert_same(load_weights(other, TINY), MODEL)
+    assert_same_trees(load_weights(other, TINY), MODEL)
     with pytest.raises(ValueError, match="does not say the .*num_heads.*config.json"):
         load_weights(other)
     with pytest.raises(ValueError, match="must be a folder of diffusers.*ema"):
         load_weights(folder)
     tensors = dump(MODEL.backbone, diffusers_table(TINY, positions=True))
     path = torch_zip.write(tmp_path / "with_positions.pt", tensors)
-    assert_same(load_weights(path, TINY), MODEL)
+    assert_same_trees(load_weights(path, TINY), MODEL)
 
 
 def test_process_that_diffusers_does_not_record(tmp_path):
@@ -155,7 +147,7 @@ def test_process_that_diffusers_does_not_record(tmp_path):
         load_weights(folder, dataclasses.replace(TINY, **SIT))
     del fields["_gmm_guidance"]
     (folder / "config.json").write_text(json.dumps(fields))
-    assert_same(load_weights(folder), MODEL)
+    assert_same_trees(load_weights(folder), MODEL)
     flow = dataclasses.replace(TINY, **SIT)
     assert load_weights(folder, flow).config == flow
 
@@ -371,7 +363,7 @@ def test_nothing_is_overwritten_by_folders(tmp_path):
             export_weights(MODEL, taken / "notes", layout)
     assert (taken / "notes").read_text() == "mine"
     (tmp_path / "empty").mkdir()
-    assert_same(load_weights(export_weights(MODEL, tmp_path / "empty")), MODEL)
+    assert_same_trees(load_weights(export_weights(MODEL, tmp_path / "empty")), MODEL)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

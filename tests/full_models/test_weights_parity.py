@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from oracles import torch_dit
 from oracles.dit_values import drop_blocks, predictions, relative_error
+from support.trees import assert_same_trees
 
 import gmm_guidance as gg
 from full_models import DiTConfig, export_weights, load_weights
@@ -146,25 +147,18 @@ def test_gradients_of_all_parameters(small, small_folder, remat):
 # --- files
 
 
-def assert_same(found, expected):
-    assert found.config == expected.config
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    for a, b in pairs:
-        np.testing.assert_array_equal(a, b)
-
-
 def test_official_file_of_torch(small, small_folder, tmp_path):
     """Its table of positions is the one that diffusers computed."""
     network = load_weights(small_folder)
     state = torch_dit.official_state(small)
     torch.save(state, tmp_path / "official.pt")
-    assert_same(load_weights(tmp_path / "official.pt", network.config), network)
+    assert_same_trees(load_weights(tmp_path / "official.pt", network.config), network)
     wrapped = {f"module.{name}": t for name, t in state.items()}
     torch.save({"ema": wrapped, "epoch": 3}, tmp_path / "ema.pt")
-    assert_same(load_weights(tmp_path / "ema.pt", network.config), network)
+    assert_same_trees(load_weights(tmp_path / "ema.pt", network.config), network)
     export_weights(network, tmp_path / "ours.safetensors", "official")
     ours = load_weights(tmp_path / "ours.safetensors")
-    assert_same(ours, network)
+    assert_same_trees(ours, network)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
@@ -199,21 +193,21 @@ def test_tensors_that_are_views(small, small_folder, tmp_path):
     network = load_weights(small_folder)
     assert len({v.untyped_storage().data_ptr() for v in views.values()}) == 1
     assert not all(v.is_contiguous() for v in views.values())
-    assert_same(load_weights(tmp_path / "views.pt", network.config), network)
+    assert_same_trees(load_weights(tmp_path / "views.pt", network.config), network)
 
 
 def test_diffusers_in_parts_in_a_pipeline_and_as_pickle(small, small_folder, tmp_path):
     network = load_weights(small_folder)
     small.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 3
-    assert_same(load_weights(tmp_path / "parts"), network)
+    assert_same_trees(load_weights(tmp_path / "parts"), network)
     index = tmp_path / "parts" / "diffusion_pytorch_model.safetensors.index.json"
-    assert_same(load_weights(index), network)
+    assert_same_trees(load_weights(index), network)
     small.save_pretrained(tmp_path / "pipeline" / "transformer")
-    assert_same(load_weights(tmp_path / "pipeline"), network)
+    assert_same_trees(load_weights(tmp_path / "pipeline"), network)
     small.save_pretrained(tmp_path / "pickle", safe_serialization=False)
     assert not list((tmp_path / "pickle").glob("*.safetensors"))
-    assert_same(load_weights(tmp_path / "pickle"), network)
+    assert_same_trees(load_weights(tmp_path / "pickle"), network)
     part = next((tmp_path / "parts").glob("*-00002-of-*"))
     part.unlink()
     with pytest.raises(FileNotFoundError, match=part.name):
@@ -248,7 +242,7 @@ def test_diffusers_loads_what_is_exported(small, small_folder, tmp_path, process
     fields = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert fields["_gmm_guidance"]["process"]["name"] == config.process.name
     for name in ("ours", "theirs"):
-        assert_same(load_weights(tmp_path / name), network)
+        assert_same_trees(load_weights(tmp_path / name), network)
     x, labels = inputs(small)
     times = STEPS if process == "ddpm" else TIMES
     expected = sample(torch_dit.as_published(model), x, times, labels)
