@@ -74,7 +74,7 @@ class Generate:
                 "with --vae, or use --format npz."
             )
         if is_first():
-            passes = run.passes(rule, loaded.model.num_blocks)
+            passes = run.passes(rule, loaded.model)
             reporter.say(f"{passes:.1f} passes for each sample")
         return fill(
             self.shard_set(run, loaded),

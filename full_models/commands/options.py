@@ -237,9 +237,9 @@ class Run:
             return rule
         return gg.GuidedChannels(rule, guided)
 
-    def passes(self, rule: gg.GuidanceRule, num_blocks: int) -> float:
-        """Expected forward passes for each sample."""
-        cost = gg.expected_cost(rule, self.schedule, num_blocks, solver=self.solver)
+    def passes(self, rule: gg.GuidanceRule, model: Any) -> float:
+        """Expected forward passes of the model for each sample."""
+        cost = gg.expected_cost(rule, self.schedule, model, solver=self.solver)
         return cost.shared
 
 

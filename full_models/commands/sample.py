@@ -89,8 +89,7 @@ def draw(
     reporter: Reporter,
 ) -> Drawn:
     """Draw the samples of a run, under its own rule or another one, with progress."""
-    num_blocks = loaded.model.num_blocks
-    rule = rule or run.rule(num_blocks)
+    rule = rule or run.rule(loaded.model.num_blocks)
     labels, num = run.labels(loaded.model), run.draw.num
     batches: list[Batch] = []
     begun = time.monotonic()
@@ -110,7 +109,7 @@ def draw(
         np.concatenate(images) if images else None,
         time.monotonic() - begun,
         speed,
-        run.passes(rule, num_blocks),
+        run.passes(rule, loaded.model),
     )
 
 

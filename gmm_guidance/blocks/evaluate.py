@@ -60,7 +60,8 @@ def evaluate_passes(model: Denoiser, x: jax.Array, sigma: jax.Array, tree: Any) 
         The same tree with denoised samples ``[n, ...]`` in the places of the passes.
 
     Raises:
-        TypeError: if a pass drops blocks of a model that is no ``BlockStack``.
+        TypeError: if a pass drops blocks of a model that is not a ``BlockStack``, or a
+            model is not callable.
     """
     passes, structure = jax.tree.flatten(tree, lambda leaf: isinstance(leaf, Pass))
     outputs: list[Any] = [None] * len(passes)
@@ -81,7 +82,14 @@ def _evaluate_on(
         raise TypeError(
             f"this guidance rule drops blocks, but {type(model).__name__} is not a "
             f"BlockStack (num_blocks, embed, block, readout). Use a rule that drops "
-            f"none (CFG, AutoGuidance), or give the model these methods."
+            f"none (CFG, AutoGuidance), or make the network a Backbone and wrap it in "
+            f"ProcessStack."
+        )
+    if not (callable(model) or is_block_stack(model)):
+        raise TypeError(
+            f"a denoiser must be callable as denoiser(x, sigma, label), but "
+            f"{type(model).__name__} is not. A network in its own parameterization "
+            f"becomes one by ProcessStack(network, process, prediction)."
         )
     full_labels = _distinct([p.label for p in passes if p.drop is None])
     if not is_block_stack(model):

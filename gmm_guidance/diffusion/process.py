@@ -78,28 +78,28 @@ class VE(Process):
 
     name: str = dataclasses.field(default="VE", init=False, repr=False)
 
+    @override
     def alpha(self, t: ArrayLike) -> jax.Array:
-        """One."""
         return jnp.ones_like(as_times(t))
 
+    @override
     def noise_std(self, t: ArrayLike) -> jax.Array:
-        """``t``."""
         return as_times(t)
 
+    @override
     def alpha_rate(self, t: ArrayLike) -> jax.Array:
-        """Zero."""
         return jnp.zeros_like(as_times(t))
 
+    @override
     def noise_std_rate(self, t: ArrayLike) -> jax.Array:
-        """One."""
         return jnp.ones_like(as_times(t))
 
+    @override
     def sigma(self, t: ArrayLike) -> jax.Array:
-        """``t``."""
         return as_times(t)
 
+    @override
     def time(self, sigma: ArrayLike) -> jax.Array:
-        """``sigma``."""
         return as_levels(sigma)
 
     @override
@@ -191,13 +191,13 @@ class VP(Process):
 class RectifiedFlow(Process):
     """The straight path: ``alpha = 1 - t``, ``s = t``; data at 0, noise at 1.
 
-    Liu et al. 2022 (arXiv 2209.03003), Lipman et al. 2022 (arXiv 2210.02747); the clock
+    Liu et al. 2022 (arXiv 2209.03003), Lipman et al. 2022 (arXiv 2210.02747); the time
     is SD3's (2403.03206). Valid times: ``[0, 1]``, with sigma infinite at noise.
     Float32 resolves sigma to relative 1e-7 (1 + sigma), or, with ``data_at_one``,
     1e-7 (1 + 1 / sigma): times near 1 are the coarse ones.
 
     Args:
-        data_at_one: run the clock from noise at 0 to data at 1, as SiT does
+        data_at_one: let time run from noise at 0 to data at 1, as SiT does
             (2401.08740). The velocity, a derivative in t, changes its sign with it.
     """
 
@@ -385,7 +385,7 @@ def as_times(t: ArrayLike, last: float = math.inf) -> jax.Array:
     if values is not None and not np.all((values >= 0) & (values <= last)):
         raise ValueError(
             f"time must be in [0, {last:g}], got {_extremes(values)}; see the class "
-            f"for the process's clock."
+            f"for the range of its times."
         )
     return as_floats(t)
 

@@ -187,7 +187,7 @@ class FlowSteps:
 
 @dataclasses.dataclass(frozen=True)
 class CustomSchedule:
-    """Noise levels of your own.
+    """Custom noise levels.
 
     Args:
         values: levels in units of the data, strictly falling, all > 0 but for a 0 at

@@ -45,7 +45,7 @@ def weak_alone(drop):
 
 
 def padded(*sets):
-    """Index sets of common length ``L``, as a drop law pads them."""
+    """Index sets of common length ``L``, as a drop distribution pads them."""
     return tuple(jnp.array([*sorted(s), *[L] * (L - len(s))]) for s in sets)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from oracles.clocks import CLOCKS, EVERY_PROCESS, chain
 
+from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.parameterization import (
@@ -244,6 +245,8 @@ def test_refusals():
         ProcessStack(Parts(), VE(), "edm")
     with pytest.raises(ValueError, match="scale must be finite and above 0"):
         EDMPrediction(0.0)
+    with pytest.raises(TypeError, match="Parts is not. .* by ProcessStack"):
+        evaluate_passes(Parts(), x, jnp.ones(()), Pass(None))
     wrong = Parts()
     wrong.segments = (2, 2)
     with pytest.raises(ValueError, match=r"add up to num_blocks=5, got \(2, 2\)"):
