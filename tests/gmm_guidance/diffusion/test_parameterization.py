@@ -14,10 +14,12 @@ from oracles.clocks import EVERY_CLOCK, chain, column, noised, scales
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.diffusion.parameterization import (
     PREDICTIONS,
+    EDMPrediction,
     from_denoised,
     from_sigma_space,
     to_denoised,
     to_sigma_space,
+    training_target,
 )
 from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
 
@@ -169,6 +171,30 @@ def test_sigma_space_and_back_at_a_scalar_time(pair):
     np.testing.assert_allclose(x, x0 + 3 / 7 * eps, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(again, x_t, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose([sigma, time], [3 / 7, 0.3], rtol=1e-5)
+
+
+@EVERY_CLOCK
+def test_training_targets_are_the_predictions_of_a_known_sample(pair, process, times):
+    """Where the posterior is one point, in coordinates of the process."""
+    clean, noise = pair
+    kinds = (*PREDICTIONS, EDMPrediction(1.7, (0.5, -1.0)))
+
+    @jax.jit
+    def both(sigma):
+        x = clean + sigma[:, None, None] * noise
+        x_t, t = from_sigma_space(process, x, sigma)
+        return [
+            (
+                training_target(process, clean, noise, sigma, kind),
+                from_denoised(process, clean, x_t, t, kind),
+            )
+            for kind in kinds
+        ]
+
+    with jax.enable_x64(True):
+        found = both(process.sigma(np.array(times)))
+    for kind, (target, prediction) in zip(kinds, found, strict=True):
+        np.testing.assert_allclose(target, prediction, rtol=1e-7, err_msg=str(kind))
 
 
 def test_half_precision_predictions_are_taken_in_float32():

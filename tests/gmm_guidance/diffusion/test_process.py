@@ -3,7 +3,9 @@
 Oracles are written from the definitions in float64 and share no code with the module.
 """
 
+import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,13 @@ import pytest
 from oracles.clocks import EVERY_CLOCK, EVERY_PROCESS, scales
 from scipy import integrate
 
-from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
+from gmm_guidance.diffusion.process import (
+    DDPM,
+    VE,
+    VP,
+    RectifiedFlow,
+    process_from_fields,
+)
 
 
 @pytest.fixture
@@ -136,3 +144,14 @@ def test_negative_levels(process):
 def test_times_off_the_clock(process, t):
     with pytest.raises(ValueError, match=r"time must be in \[0, (inf|1)\], got"):
         process.alpha(t)
+
+
+@pytest.mark.parametrize(
+    "process", [VE(), VP(0.2, 9.0), DDPM(50, integer_times=True), RectifiedFlow(True)]
+)
+def test_processes_are_stored_by_their_fields(process):
+    fields = json.loads(json.dumps(dataclasses.asdict(process)))
+    assert process_from_fields(fields) == process
+    for wrong in ({}, {"name": "flow"}, fields | {"speed": 1}, "flow"):
+        with pytest.raises(ValueError, match="a process must have a name"):
+            process_from_fields(wrong)
