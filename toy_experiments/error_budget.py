@@ -175,9 +175,9 @@ def _curves(budgets: list[gg.ErrorBudget]) -> tuple[np.ndarray, np.ndarray, np.n
             [
                 b.cosine("weak", "learning"),
                 b.cosine("weak", "bias"),
-                b.share_removed("learning"),
-                b.share_removed("bias"),
-                b.share_removed("without_weak"),
+                b.fraction_removed("learning"),
+                b.fraction_removed("bias"),
+                b.fraction_removed("without_weak"),
             ]
             for b in budgets
         ]

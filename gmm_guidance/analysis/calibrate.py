@@ -1,4 +1,4 @@
-"""``calibrate``: measure how well each guidance correction points at the true error.
+"""``calibrate``: measure how well each guidance correction matches the true error.
 
 ``E[x0 | x]`` is the exact denoiser, so that ``x0 - D_c`` is the error of the network
 plus noise orthogonal to all functions of ``x``. Regressing it on the corrections that a
@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from gmm_guidance._runtime.checks import check_key
 from gmm_guidance.analysis.calibration import Calibration
 from gmm_guidance.analysis.moments import gather_moments
-from gmm_guidance.blocks.stack import is_block_stack
+from gmm_guidance.blocks.stack import is_block_stack, relative_costs
 from gmm_guidance.guidance.calibrated import all_features, check_features
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
@@ -39,9 +39,9 @@ def calibrate(
 ) -> Calibration:
     """Measure guidance coefficients over the noise level by least squares.
 
-    For fidelity to ``p(x | label)``: the coefficients make the guided denoiser as close
-    to the conditional mean as the features allow. They know nothing of taste, for which
-    people turn CFG up far beyond it.
+    The aim is fidelity to ``p(x | label)``: the coefficients bring the guided denoiser
+    as close to the conditional mean as the features allow. They do not account for
+    perceptual preference, for which CFG is often set far higher.
 
     Args:
         model: a denoiser; a ``BlockStack`` if features drop blocks.
@@ -50,7 +50,7 @@ def calibrate(
             the model was not trained on.
         key: a JAX random key.
         features: ``"cfg"`` for ``D_c - D_u``, tuples of blocks for ``D_c`` minus the
-            model without them. By default CFG and each block alone but the first.
+            model without them. By default CFG and each single block but the first.
         sigmas: noise levels > 0, ``[S]``; by default 12 levels from 0.01 to 20 data
             standard deviations.
         num_samples: samples at each level, at least 10 for each group. Memory does not
@@ -59,9 +59,9 @@ def calibrate(
         num_groups: independent groups of samples, at least 8; the last quarter is held
             out.
         batch_size: samples evaluated at once.
-        gate: a level keeps its coefficients if their cross-validated gain exceeds so
+        gate: a level keeps its coefficients if their cross-validated gain exceeds this
             many standard errors; else they are zero, so that noise is not fitted.
-        progress: called with the groups that are done, and their number.
+        progress: called with the number of finished groups and of all groups.
 
     Returns:
         The calibration, from which coefficients, rankings and rules are derived.
@@ -95,7 +95,7 @@ def calibrate(
         products=moments.products,
         data_variance=moments.clean,
         num_samples=num_samples,
-        num_blocks=model.num_blocks if is_block_stack(model) else 0,
+        block_costs=relative_costs(model) if is_block_stack(model) else np.zeros(0),
         gate=gate,
     )
 
@@ -122,8 +122,8 @@ def _check_data(data: Any, label: int | None, num_groups: int) -> np.ndarray | N
     clean = np.asarray(clean)
     if label is not None:
         raise ValueError(
-            "label chooses a class of a mixture; of a data set give the samples of "
-            "that class."
+            "label chooses a class of a mixture; for a data set pass the samples of "
+            "that class only."
         )
     if clean.ndim < 2 or len(clean) < num_groups:
         raise ValueError(

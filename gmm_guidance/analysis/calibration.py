@@ -1,9 +1,8 @@
-"""What a calibration found: coefficients, ranking, Pareto front, rules."""
+"""The result of a calibration: coefficients, ranking, Pareto front, rules."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gmm_guidance._runtime.files import write_text
-from gmm_guidance.analysis.regression import Fit, cross_validated_gain, fit, gain
+from gmm_guidance.analysis.regression import Fit, best_subset, fit, gain
 from gmm_guidance.guidance import S2Guidance
 from gmm_guidance.guidance.calibrated import (
     CFG_FEATURE,
@@ -24,7 +23,6 @@ from gmm_guidance.guidance.calibrated import (
 from gmm_guidance.guidance.scale import SigmaCurve
 
 _KIND = "gmm_guidance.Calibration"
-_MOST_SUBSETS = 5000  # tried exhaustively; beyond, features are added one by one
 
 Target = Literal["data", "exact"]
 
@@ -34,24 +32,27 @@ class ParetoPoint:
     """The best features for a number of passes.
 
     Attributes:
-        passes: passes per evaluation, the conditional one included.
-        cost: the same with shared prefixes: what they cost in full passes, where all
-            are active.
         features: the features, in the order of ``Calibration.features``.
-        fit: their coefficients at each level and what these remove.
-        worth: the held-out error removed, averaged over levels with the weights of
+        fit: coefficients at each level and the error that they remove.
+        worth: held-out error removed, averaged over levels with the weights of
             ``Calibration.weights``.
-        worth_error: its standard error.
-        idle_sigmas: levels at which no extra pass is needed.
+        worth_error: standard error of ``worth``.
+        cost: cost of an evaluation in full passes, prefixes shared, where all features
+            are active.
+        idle_sigmas: noise levels at which no extra pass is needed.
     """
 
-    passes: int
-    cost: float
     features: tuple[Feature, ...]
     fit: Fit
     worth: float
     worth_error: float
+    cost: float
     idle_sigmas: tuple[float, ...]
+
+    @property
+    def passes(self) -> int:
+        """Passes per evaluation, including the conditional one."""
+        return 1 + len(self.features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +62,15 @@ class Calibration:
     Everything else is derived from the moments without running the model again.
 
     Attributes:
-        features: what was measured.
+        features: the measured features.
         sigmas: noise levels, ascending, ``[S]``.
         products: mean inner products per element in groups of samples, ``[S, G, Z,
             Z]``: features, residual ``x0 - D_c``, and, with a mixture, the error
             ``D* - D_c``.
         data_variance: mean square of the data about its mean, per element.
         num_samples: samples at each level.
-        num_blocks: depth of the model, 0 without blocks.
+        block_costs: fraction of a pass that each block of the model costs,
+            ``[num_blocks]``; empty for a model without blocks.
         gate: standard errors that a cross-validated gain must exceed.
     """
 
@@ -77,35 +79,35 @@ class Calibration:
     products: np.ndarray
     data_variance: float
     num_samples: int
-    num_blocks: int
+    block_costs: np.ndarray
     gate: float = 3.0
 
-    # -- what was measured ----------------------------------------------------------
+    # -- measured errors ------------------------------------------------------------
 
     @property
     def has_truth(self) -> bool:
-        """Whether the exact denoiser was known: calibrated on a mixture."""
+        """Whether the exact denoiser was known, i.e. the data were a mixture."""
         return self.products.shape[-1] == len(self.features) + 2
 
     @property
     def held_out(self) -> int:
-        """Number of groups, the last ones, that are held out."""
+        """Number of held-out groups, which are the last ones."""
         return max(2, self.products.shape[1] // 4)
 
     @property
     def error(self) -> np.ndarray:
         """Squared error ``|D* - D_c|^2`` per element on held-out groups, ``[S]``.
 
-        NaN without a mixture: data alone do not tell how much of ``|x0 - D_c|^2`` is
-        error.
+        NaN without a mixture: from data alone the error in ``|x0 - D_c|^2`` cannot be
+        told from its noise.
         """
         if not self.has_truth:
             return np.full(len(self.sigmas), math.nan)
-        return self.products[:, -self.held_out :, -1, -1].mean(1)
+        return self._square("exact")
 
     @property
     def weights(self) -> np.ndarray:
-        """How much an error at each level matters for a sample, ``[S]``, sum one.
+        """Effect of an error at each level on a sample, ``[S]``, summing to one.
 
         An error ``delta`` of the denoiser over ``d log sigma`` moves the state by
         ``delta d log sigma``, of which the later flow keeps ``c / sqrt(c^2 + sigma^2)``
@@ -117,25 +119,22 @@ class Calibration:
         return weights / weights.sum()
 
     def total_error(self, target: Target = "data") -> float:
-        """Squared error of the plain conditional prediction: of what gains are shares.
+        """Squared error of the conditional prediction without guidance.
 
-        Like them it is per element, a mean over held-out groups, and weighted over
-        levels: ``worth / total_error()`` is the share that ``ranking`` or ``pareto``
+        Per element, averaged over held-out groups and weighted over levels as the
+        gains: ``worth / total_error()`` is the fraction that ``ranking`` or ``pareto``
         removes.
 
         Args:
-            target: ``"data"``, all of ``|x0 - D_c|^2``, of which most is noise that no
-                denoiser can remove: the share of it that is removed is a small number
-                even where guidance mends all that can be mended. ``"exact"``, the error
-                ``|D* - D_c|^2`` alone, with a mixture only.
+            target: ``"data"``, all of ``|x0 - D_c|^2``, most of which is noise that no
+                denoiser can remove, so that fractions of it are small even where
+                guidance corrects everything it can. ``"exact"``, the error ``|D* -
+                D_c|^2`` alone, with a mixture only.
 
         Raises:
             ValueError: for ``"exact"`` without a mixture.
         """
-        side = self._side(target)
-        return float(
-            self.weights @ self.products[:, -self.held_out :, side, side].mean(1)
-        )
+        return float(self.weights @ self._square(target))
 
     # -- fits -----------------------------------------------------------------------
 
@@ -145,7 +144,7 @@ class Calibration:
         """Coefficients of some of the features; of all by default.
 
         Args:
-            features: which, of those measured.
+            features: which of the measured features.
             target: ``"data"``, the residual of noised data; or ``"exact"``, the
                 closed-form error, with a mixture only.
 
@@ -153,36 +152,31 @@ class Calibration:
             ValueError: for a feature that was not measured, or ``"exact"`` without a
                 mixture.
         """
-        columns = self._columns(self.features if features is None else features)
-        return fit(*self._problem(columns, target), self.held_out, self.gate)
+        chosen = self.features if features is None else features
+        return fit(*self._problem(chosen, target), self.held_out, self.gate)
 
     def fit_random_block(self, with_cfg: bool = True, target: Target = "data") -> Fit:
-        """Coefficients of CFG (if asked for) and of one random block, S²-Guidance.
+        """Coefficients of CFG (optional) and of one random block, as in S²-Guidance.
 
-        The block is drawn anew at each evaluation, uniformly from the measured single
+        The block is redrawn at each evaluation, uniformly from the measured single
         blocks, so that its moments are means over blocks. The last column is omega.
 
         Raises:
             ValueError: if no single block, or with ``with_cfg`` no CFG, was measured.
         """
         blocks = self._single_blocks()
-        matrix, vector = self._problem(self._columns(self.features), target)
-        own = np.array([self.features.index(b) for b in blocks])
-        power = np.diagonal(matrix, axis1=2, axis2=3)[..., own].mean(-1)
-        random_vector = vector[..., own].mean(-1)
-        if not with_cfg:
-            matrix, vector = power[..., None, None], random_vector[..., None]
-            return fit(matrix, vector, self.held_out, self.gate)
-        (cfg,) = self._columns((CFG_FEATURE,))
-        cross = matrix[..., cfg, own].mean(-1)
-        joint = np.stack(
-            [
-                np.stack([matrix[..., cfg, cfg], cross], -1),
-                np.stack([cross, power], -1),
-            ],
-            -1,
-        )
-        joint_vector = np.stack([vector[..., cfg], random_vector], -1)
+        first = (CFG_FEATURE,) if with_cfg else ()
+        matrix, vector = self._problem((*first, *blocks), target)
+        k = len(first)
+        # E[u u] of the random block is the mean of squares, not the square of a mean.
+        power = np.diagonal(matrix, axis1=-2, axis2=-1)[..., k:].mean(-1)
+        cross = matrix[..., :k, k:].mean(-1)
+        joint = np.empty((*matrix.shape[:-2], k + 1, k + 1))
+        joint[..., :k, :k] = matrix[..., :k, :k]
+        joint[..., :k, k] = joint[..., k, :k] = cross
+        joint[..., k, k] = power
+        mean = vector[..., k:].mean(-1, keepdims=True)
+        joint_vector = np.concatenate([vector[..., :k], mean], axis=-1)
         return fit(joint, joint_vector, self.held_out, self.gate)
 
     def removed(
@@ -191,13 +185,13 @@ class Calibration:
         features: tuple[Feature, ...],
         target: Target = "data",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What given coefficients remove of the squared error on held-out groups.
+        """Squared error removed by given coefficients on held-out groups.
 
         Args:
             coefficients: ``[S, k]``.
-            features: what the columns belong to.
-            target: ``"data"``, as it can be known without the truth; or ``"exact"``,
-                what was really removed, with a mixture only.
+            features: the feature of each column.
+            target: ``"data"``, the estimate from data alone; or ``"exact"``, the true
+                value, with a mixture only.
 
         Returns:
             Error removed per element and its standard error over held-out groups,
@@ -206,24 +200,22 @@ class Calibration:
         Raises:
             ValueError: as ``fit``.
         """
-        matrix, vector = self._problem(self._columns(features), target)
-        own = slice(-self.held_out, None)
-        gains = gain(matrix[:, own], vector[:, own], coefficients[:, None])
+        matrix, vector = self._problem(features, target)
+        outside = slice(-self.held_out, None)
+        gains = gain(matrix[:, outside], vector[:, outside], coefficients[:, None])
         return gains.mean(1), gains.std(1, ddof=1) / math.sqrt(self.held_out)
 
     def ranking(self) -> list[tuple[Feature, float, float]]:
-        """Each feature alone: what it removes (weighted) and its standard error."""
-        rows = []
-        for feature in self.features:
-            worth, error = self._worth((feature,))
-            rows.append((feature, worth, error))
+        """Each feature alone, the best first: error removed and its standard error."""
+        rows = [(f, *self._worth(self.fit((f,)))) for f in self.features]
         return sorted(rows, key=lambda row: -row[1])
 
     def pareto(self, max_passes: int | None = None) -> list[ParetoPoint]:
         """The best features for each number of passes, from one pass up.
 
-        Features are chosen by cross-validation on the groups that are not held out,
-        among all subsets where these are few, else by adding the best to the last.
+        Features are chosen by cross-validation on the groups that are not held out:
+        among all subsets where these are few, else by adding the best to the previous
+        ones.
 
         Args:
             max_passes: most passes per evaluation, at least 1; by default one more
@@ -237,11 +229,12 @@ class Calibration:
             if max_passes < 1:
                 raise ValueError(f"max_passes must be at least 1, got {max_passes}.")
             most = min(most, max_passes - 1)
-        points = [self._point(())]
+        problem = self._problem(self.features, "data")
         chosen: tuple[int, ...] = ()
-        for size in range(1, most + 1):
-            chosen = self._best_subset(size, chosen)
-            points.append(self._point(chosen))
+        points = [self._point(())]
+        for _ in range(most):
+            chosen = best_subset(*problem, self.held_out, self.weights, chosen)
+            points.append(self._point(tuple(self.features[k] for k in chosen)))
         return points
 
     # -- rules ----------------------------------------------------------------------
@@ -251,7 +244,7 @@ class Calibration:
         max_passes: int | None = None,
         features: tuple[Feature, ...] | None = None,
     ) -> CalibratedGuidance:
-        """The calibrated rule for ``guided_sample``.
+        """The calibrated rule for ``guided_sample``, with all features by default.
 
         Args:
             max_passes: most passes per evaluation; the best features are chosen.
@@ -263,102 +256,86 @@ class Calibration:
         if features is not None and max_passes is not None:
             raise ValueError("give max_passes or features, not both.")
         if features is None:
-            features = self.pareto(max_passes)[-1].features if max_passes else None
-        if features is None:
             features = self.features
-        coefficients = (
-            self.fit(features).coefficients
-            if features
-            else np.zeros((len(self.sigmas), 0))
-        )
+            if max_passes is not None:
+                features = self.pareto(max_passes)[-1].features
+        coefficients = self.fit(features).coefficients
         return CalibratedGuidance(self.sigmas, coefficients, tuple(features))
 
     def s2_rule(self, with_cfg: bool = True, **options: Any) -> S2Guidance:
-        """Plain S²-Guidance with measured ``scale(sigma)`` and ``omega(sigma)``.
+        """Plain S²-Guidance with measured ``scale(sigma)`` and ``s2_scale(sigma)``.
 
         Args:
             with_cfg: whether to calibrate CFG too; otherwise it is off.
             options: further options of ``S2Guidance``. The window is open by default,
-                since the coefficients say where the term acts.
+                since the coefficients determine where the term acts.
         """
-        found = self.fit_random_block(with_cfg)
-        omega = SigmaCurve(self.sigmas, found.coefficients[:, -1])
-        scale: Any = 1.0
-        if with_cfg:
-            scale = SigmaCurve(self.sigmas, 1.0 + found.coefficients[:, 0])
+        *cfg, omega = self.fit_random_block(with_cfg).coefficients.T
+        scale: Any = SigmaCurve(self.sigmas, 1.0 + cfg[0]) if with_cfg else 1.0
         blocks = {b[0] for b in self._single_blocks()}
-        protected = tuple(b for b in range(self.num_blocks) if b not in blocks)
-        return S2Guidance(
-            scale, omega, **{"protected": protected, "window": None, **options}
-        )
+        protected = tuple(b for b in range(len(self.block_costs)) if b not in blocks)
+        defaults = {"protected": protected, "window": None}
+        return S2Guidance(scale, SigmaCurve(self.sigmas, omega), **defaults | options)
 
     # -- files ----------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write everything to one JSON file; returns its path."""
-        text = json.dumps(
-            {
-                "kind": _KIND,
-                "features": [
-                    f if isinstance(f, str) else list(f) for f in self.features
-                ],
-                "sigmas": self.sigmas.tolist(),
-                "products": self.products.tolist(),
-                "data_variance": self.data_variance,
-                "num_samples": self.num_samples,
-                "num_blocks": self.num_blocks,
-                "gate": self.gate,
-            }
-        )
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        # Tuples become lists.
+        text = json.dumps({"kind": _KIND, **fields}, default=np.ndarray.tolist)
         return write_text(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Calibration:
-        """Read what ``save`` wrote.
+        """Read a file written by ``save``.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged or something else.
+            ValueError: if the file is damaged, or not a calibration of this version.
         """
         path = Path(path)
         try:
             found = json.loads(path.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is damaged or no JSON file ({error}).") from error
-        if not isinstance(found, dict) or found.get("kind") != _KIND:
-            raise ValueError(f"{path} is no saved Calibration.")
-        return cls(
-            features=tuple(
-                f if isinstance(f, str) else tuple(f) for f in found["features"]
-            ),
-            sigmas=np.array(found["sigmas"]),
-            products=np.array(found["products"]),
-            data_variance=found["data_variance"],
-            num_samples=found["num_samples"],
-            num_blocks=found["num_blocks"],
-            gate=found["gate"],
+            raise ValueError(
+                f"{path} is damaged or not a JSON file ({error})."
+            ) from error
+        if not isinstance(found, dict) or found.pop("kind", None) != _KIND:
+            raise ValueError(f"{path} is not a saved Calibration.")
+        if set(found) != {f.name for f in dataclasses.fields(cls)}:
+            raise ValueError(
+                f"{path} was saved by another version; run the calibration again."
+            )
+        for name in ("sigmas", "products", "block_costs"):
+            found[name] = np.array(found[name])
+        found["features"] = tuple(
+            f if isinstance(f, str) else tuple(f) for f in found["features"]
         )
+        return cls(**found)
 
     # -- internals ------------------------------------------------------------------
 
-    def _columns(self, features: tuple[Feature, ...]) -> np.ndarray:
+    def _problem(
+        self, features: tuple[Feature, ...], target: Target
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Matrix ``[S, G, k, k]`` and vector ``[S, G, k]`` of the least squares."""
         unknown = [f for f in features if f not in self.features]
         if unknown:
             known = ", ".join(feature_name(f) for f in self.features)
             raise ValueError(
                 f"features must be among those measured ({known}), got {unknown}."
             )
-        return np.array([self.features.index(f) for f in features], int)
-
-    def _problem(
-        self, columns: np.ndarray, target: Target = "data"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        side = self._side(target)
+        columns = np.array([self.features.index(f) for f in features], int)
         matrix = self.products[..., columns[:, None], columns]
-        return matrix, self.products[..., columns, side]
+        return matrix, self.products[..., columns, self._index(target)]
 
-    def _side(self, target: Target) -> int:
-        """Where in the products the error is that features are to remove."""
+    def _square(self, target: Target) -> np.ndarray:
+        index = self._index(target)
+        return self.products[:, -self.held_out :, index, index].mean(1)
+
+    def _index(self, target: Target) -> int:
+        """Index of the error that features are to remove in the products."""
         if target not in ("data", "exact"):
             raise ValueError(f"target must be 'data' or 'exact', got {target!r}.")
         if target == "exact" and not self.has_truth:
@@ -367,8 +344,8 @@ class Calibration:
             )
         return len(self.features) + (target == "exact")
 
-    def _single_blocks(self) -> list[Feature]:
-        blocks: list[Feature] = [
+    def _single_blocks(self) -> list[tuple[int, ...]]:
+        blocks: list[tuple[int, ...]] = [
             f for f in self.features if not isinstance(f, str) and len(f) == 1
         ]
         if not blocks:
@@ -377,49 +354,21 @@ class Calibration:
             )
         return blocks
 
-    def _worth(self, features: tuple[Feature, ...]) -> tuple[float, float]:
-        if not features:
-            return 0.0, 0.0
+    def _worth(self, found: Fit) -> tuple[float, float]:
+        # The levels use the same samples, so their errors may all have the same sign.
+        return (
+            float(self.weights @ found.removed),
+            float(self.weights @ found.removed_error),
+        )
+
+    def _point(self, features: tuple[Feature, ...]) -> ParetoPoint:
         found = self.fit(features)
-        # The levels share their samples: their errors may all have the same sign.
-        worth = self.weights @ found.removed
-        return float(worth), float(self.weights @ found.removed_error)
-
-    def _best_subset(self, size: int, smaller: tuple[int, ...]) -> tuple[int, ...]:
-        count = len(self.features)
-        if math.comb(count, size) <= _MOST_SUBSETS:
-            subsets = list(itertools.combinations(range(count), size))
-        else:
-            rest = [k for k in range(count) if k not in smaller]
-            subsets = [tuple(sorted((*smaller, k))) for k in rest]
-        worth = []
-        for some in _chunks(subsets, 256):
-            matrix, vector = zip(
-                *(self._problem(np.array(s, int)) for s in some), strict=True
-            )
-            gains = cross_validated_gain(
-                np.stack(matrix), np.stack(vector), self.held_out
-            )
-            worth.append(gains.clip(min=0.0) @ self.weights)
-        return subsets[int(np.concatenate(worth).argmax())]
-
-    def _point(self, columns: tuple[int, ...]) -> ParetoPoint:
-        features = tuple(self.features[k] for k in columns)
-        if features:
-            found = self.fit(features)
-        else:
-            none, zero = np.zeros((len(self.sigmas), 0)), np.zeros(len(self.sigmas))
-            found = Fit(none, none, none, zero, zero.astype(bool), zero, zero)
-        worth, error = self._worth(features)
         cost = 1.0 + sum(self._cost(f) for f in features)
         idle = tuple(float(s) for s in self.sigmas[~found.active])
-        return ParetoPoint(1 + len(features), cost, features, found, worth, error, idle)
+        return ParetoPoint(features, found, *self._worth(found), cost, idle)
 
     def _cost(self, feature: Feature) -> float:
         if isinstance(feature, str):
             return 1.0
-        return (self.num_blocks - feature[0] - len(feature)) / self.num_blocks
-
-
-def _chunks(items: list, size: int):
-    return (items[i : i + size] for i in range(0, len(items), size))
+        costs = np.asarray(self.block_costs)
+        return float(costs[feature[0] :].sum() - costs[list(feature)].sum())

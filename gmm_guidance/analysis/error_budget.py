@@ -1,4 +1,4 @@
-"""Where guidance errs: the rule's own bias, learning error, and weak passes between.
+"""The error of a guided denoiser: the rule's bias, learning error and weak passes.
 
 With a target denoiser ``T``, the guided denoiser of a trained network is off by
 
@@ -7,8 +7,8 @@ With a target denoiser ``T``, the guided denoiser of a trained network is off by
                      + [R(trained) - B(trained)]  what the weak passes do           (1)
 
 where ``R`` is the rule and ``B`` the rule without its weak passes (CFG, for
-S²-Guidance): these vanish for an exact denoiser, whose sub-network is exact at best.
-Only the second bracket can be mended by them.
+S²-Guidance). The effect of weak passes vanishes for an exact denoiser, so they can
+correct the second bracket only.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Decomposition(NamedTuple):
     """The brackets of Eq. 1 at each point, ``[n, d]`` in units of the data.
 
     Attributes:
-        bias: of the rule with exact denoisers.
-        learning: of the network, under the rule without its weak passes.
-        weak: what the weak passes add.
-        total: guided denoiser minus target, computed on its own; the sum of the others
-            up to rounding.
+        bias: error of the rule with exact denoisers.
+        learning: error of the network, under the rule without its weak passes.
+        weak: change by the weak passes.
+        total: guided denoiser minus target, computed separately; equals the sum of the
+            others up to rounding.
     """
 
     bias: jax.Array
@@ -71,17 +71,17 @@ def decompose(
 
     Args:
         denoiser: the trained denoiser.
-        guidance: the rule; with a window, as inside of it.
+        guidance: the rule; a windowed one as inside its window.
         mixture: the truth.
         x: noisy samples ``[n, d]``.
         sigma: noise level, a scalar.
         label: an integer, ``[n]`` integers or ``None``.
-        target: the denoiser of what ought to be sampled; ``p(x | label)`` by default,
+        target: the denoiser of the target distribution; ``p(x | label)`` by default,
             or ``exact.TiltedTarget`` for ``p(x) p(label | x)^scale``.
         key: for random masks.
 
     Returns:
-        The four fields.
+        The parts and the total.
     """
     x = jnp.asarray(x)
     if label is not None:
@@ -117,11 +117,14 @@ def _parts(models, rule, x, sigma, label, key, step) -> tuple[jax.Array, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorBudget:
-    """Mean products of the parts of Eq. 1 at each noise level, by ``error_budget``.
+    """Mean products of the parts of Eq. 1 at each noise level; see ``error_budget``.
+
+    A part is ``"bias"``, ``"learning"``, ``"weak"``, ``"total"``, ``"without_weak"``
+    (the first two together), or the effect of dropping one block, ``"block 3"``.
 
     Attributes:
         sigmas: noise levels ``[S]``, descending.
-        blocks: blocks whose own effect was measured.
+        blocks: single blocks whose effect was measured.
         products: mean over samples of inner products of the parts and of ``D_c -
             D_weak`` for each block, ``[S, 4 + len(blocks), same]``, in squared units of
             the data.
@@ -134,35 +137,30 @@ class ErrorBudget:
     defect: np.ndarray
 
     def rms(self, part: str) -> np.ndarray:
-        """Root mean square of a part, or of ``"without_weak"``, ``[S]``."""
-        return np.sqrt(
-            np.maximum(self._inner(self._vector(part), self._vector(part)), 0)
-        )
+        """Root mean square of a part, ``[S]``."""
+        return np.sqrt(np.maximum(self._inner(part, part), 0))
 
     def cosine(self, part: str, other: str) -> np.ndarray:
-        """Cosine of a part with *minus* another, ``[S]``: 1 if it points against it."""
-        a, b = self._vector(part), -self._vector(other)
+        """Cosine of a part with *minus* another, ``[S]``: 1 if they are opposite."""
         norm = self.rms(part) * self.rms(other)
-        return self._inner(a, b) / np.where(norm > 0, norm, np.nan)
+        return -self._inner(part, other) / np.where(norm > 0, norm, np.nan)
 
     def projection(self, part: str, other: str) -> np.ndarray:
-        """How much of minus ``other`` is in ``part``: 1 cancels it, ``[S]``."""
-        a, b = self._vector(part), -self._vector(other)
-        square = self._inner(b, b)
-        return self._inner(a, b) / np.where(square > 0, square, np.nan)
+        """Projection of ``part`` on minus ``other``, ``[S]``: 1 cancels ``other``."""
+        square = self._inner(other, other)
+        return -self._inner(part, other) / np.where(square > 0, square, np.nan)
 
-    def share_removed(self, other: str, by: str = "weak") -> np.ndarray:
-        """Share of the mean square of ``other`` that adding ``by`` removes, ``[S]``.
+    def fraction_removed(self, other: str, by: str = "weak") -> np.ndarray:
+        """Fraction of the mean square of ``other`` that adding ``by`` removes, ``[S]``.
 
         Negative where it adds error.
         """
-        before = self._vector(other)
-        after = before + self._vector(by)
-        square = self._inner(before, before)
-        return 1.0 - self._inner(after, after) / np.where(square > 0, square, np.nan)
+        square = self._inner(other, other)
+        change = 2 * self._inner(other, by) + self._inner(by, by)
+        return -change / np.where(square > 0, square, np.nan)
 
     def block(self, block: int) -> str:
-        """The name under which a block's effect ``D_c - D_weak`` is known here.
+        """Name of the part ``D_c - D_weak`` of one dropped block.
 
         Raises:
             ValueError: if the block was not measured.
@@ -173,23 +171,17 @@ class ErrorBudget:
 
     def _vector(self, part: str) -> np.ndarray:
         """Coefficients of a part over the measured fields."""
-        vector = np.zeros(self.products.shape[-1])
-        if part == "without_weak":
-            vector[:2] = 1.0
-        elif part in PARTS:
-            vector[PARTS.index(part)] = 1.0
-        else:
-            names = [f"block {b}" for b in self.blocks]
-            if part not in names:
-                raise ValueError(
-                    f"part must be one of {PARTS}, 'without_weak' or one of {names}, "
-                    f"got {part!r}."
-                )
-            vector[len(PARTS) + names.index(part)] = 1.0
-        return vector
+        names = [*PARTS, *(self.block(b) for b in self.blocks)]
+        wanted = ("bias", "learning") if part == "without_weak" else (part,)
+        if not set(wanted) <= set(names):
+            raise ValueError(
+                f"part must be one of {names} or 'without_weak', got {part!r}."
+            )
+        return np.array([float(name in wanted) for name in names])
 
-    def _inner(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.einsum("i,sij,j->s", a, self.products, b)
+    def _inner(self, part: str, other: str) -> np.ndarray:
+        vectors = self._vector(part), self._vector(other)
+        return np.einsum("i,sij,j->s", vectors[0], self.products, vectors[1])
 
 
 def error_budget(
@@ -211,24 +203,24 @@ def error_budget(
     Args:
         key: a JAX random key.
         denoiser: the trained denoiser.
-        guidance: the rule, with its windows as they fall on the schedule.
+        guidance: the rule; its windows apply to the steps of the schedule.
         mixture: the truth.
         label: the class.
         schedule: noise levels; the parts are taken at each but the last, zero.
         num_samples: number of points at each level.
-        points: ``"noised"``, true samples of the class under noise; or
-            ``"trajectory"``, where the sampler under this rule really passes.
+        points: ``"noised"``, noised true samples of the class; or ``"trajectory"``,
+            the states of the sampler under this rule.
         target: as in ``decompose``.
         blocks: also measure ``D_c - D_weak`` of every unprotected single block (all but
             the first); needs a ``BlockStack``.
-        solver: of the trajectory.
+        solver: solver of the trajectory.
 
     Returns:
         The budget.
 
     Raises:
         ValueError: for unknown ``points``.
-        TypeError: if ``blocks`` is asked of a model that has none.
+        TypeError: if ``blocks`` is set for a model without blocks.
     """
     check_key(key)
     if points not in ("noised", "trajectory"):

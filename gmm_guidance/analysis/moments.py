@@ -1,9 +1,9 @@
 """Second moments of features and errors, over groups of independent samples.
 
-All that the regression needs are the inner products of the features ``u_k``, of the
-residual ``x0 - D_c`` and, where the truth is known, of the error ``D* - D_c``, averaged
-over samples. Kept apart for groups of samples, they give standard errors and held-out
-errors too, and their size does not depend on the number of samples.
+The regression needs only inner products of the features ``u_k``, of the residual ``x0 -
+D_c`` and, where the truth is known, of the error ``D* - D_c``, averaged over samples.
+Per group of samples, they also give standard errors and held-out errors, and their size
+does not depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def gather_moments(
         total: Any = 0.0
         count = 0
         group_key = jax.random.fold_in(key, group)
-        size = _share(num_samples, group, num_groups)
+        size = (num_samples + num_groups - 1 - group) // num_groups
         for clean, labels, noise in _batches(
             group_key, data, label, group, num_groups, size, batch_size
         ):
@@ -115,11 +115,6 @@ def _products(
     return jax.lax.map(at, sigmas)
 
 
-def _share(total: int, part: int, num_parts: int) -> int:
-    """Size of one of nearly equal parts."""
-    return total // num_parts + (part < total % num_parts)
-
-
 def _batches(
     key: jax.Array,
     data: GaussianMixture | Batch,
@@ -131,9 +126,9 @@ def _batches(
 ) -> Iterator[tuple[jax.Array, jax.Array | None, jax.Array]]:
     """Clean samples, labels and noise of one group, in batches.
 
-    Sample ``i`` and its noise depend on the key and ``i`` alone. A data set is dealt
-    out to the groups, so that held-out groups are held-out data; where more samples are
-    asked for than there are, each returns with fresh noise.
+    Sample ``i`` and its noise depend on the key and ``i`` alone. A data set is divided
+    among the groups, so that held-out groups are held-out data; where it has fewer
+    samples than requested, each is repeated with fresh noise.
     """
     data_key, noise_key = jax.random.split(key)
     labels: jax.Array | None

@@ -14,18 +14,21 @@ the others, reported gains from these.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 
 import numpy as np
 
 from gmm_guidance.metrics.uncertainty import confidence_interval
 
 # In units of each feature's own power.
-RIDGES = np.concatenate([[1e-6], 10.0 ** np.arange(-5.0, 2.01, 0.5)])
+_RIDGES = np.concatenate([[1e-6], 10.0 ** np.arange(-5.0, 2.01, 0.5)])
+_MOST_SUBSETS = 5000  # tried exhaustively
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Coefficients at each noise level, and what they are worth.
+    """Coefficients at each noise level, and the error that they remove.
 
     All arrays have a leading axis of noise levels, ``[S]`` or ``[S, k]``.
 
@@ -50,7 +53,7 @@ class Fit:
 
 
 def fit(matrix: np.ndarray, vector: np.ndarray, held_out: int, gate: float) -> Fit:
-    """Fit every noise level on its own.
+    """Fit every noise level independently.
 
     Args:
         matrix: ``A`` of each group, ``[S, G, k, k]``.
@@ -60,13 +63,13 @@ def fit(matrix: np.ndarray, vector: np.ndarray, held_out: int, gate: float) -> F
     """
     inside = matrix.shape[1] - held_out
     own, own_b = matrix[:, :inside], vector[:, :inside]
-    gains, _ = _leave_one_out(own, own_b, RIDGES)  # [R, S, K]
+    gains, _ = _leave_one_out(own, own_b, _RIDGES)  # [R, S, K]
     choice = _most_shrunk(gains)  # [S]
     levels = np.arange(matrix.shape[0])
     chosen = gains[choice, levels]
     mean, error = chosen.mean(1), chosen.std(1, ddof=1) / np.sqrt(inside)
     active = (mean > gate * error) & (mean > 0)
-    ridge = RIDGES[choice]
+    ridge = _RIDGES[choice]
     beta = _solve(own.mean(1), own_b.mean(1), ridge[:, None])[:, 0]
     _, left_out = _leave_one_out(own, own_b, ridge[None])  # [1, S, K, k]
     pseudo = inside * beta[:, None] - (inside - 1) * left_out[0]
@@ -85,17 +88,37 @@ def fit(matrix: np.ndarray, vector: np.ndarray, held_out: int, gate: float) -> F
     )
 
 
-def cross_validated_gain(
-    matrix: np.ndarray, vector: np.ndarray, held_out: int, ridge: float = 1e-3
-) -> np.ndarray:
-    """Leave-one-group-out gain at each level, ``[..., S]``, of the groups not held out.
+def best_subset(
+    matrix: np.ndarray,
+    vector: np.ndarray,
+    held_out: int,
+    weights: np.ndarray,
+    smaller: tuple[int, ...],
+) -> tuple[int, ...]:
+    """The columns, one more than ``smaller``, with the largest cross-validated gain.
 
-    ``matrix`` is ``[..., S, G, k, k]`` and ``vector`` ``[..., S, G, k]``.
+    Gains are on the groups that are not held out, one left out at a time, clipped at
+    zero at each level and averaged with ``weights`` ``[S]``. All subsets of this size
+    are tried if they are few, else those that extend ``smaller`` by one column.
     """
-    inside = matrix.shape[-3] - held_out
-    own, own_b = matrix[..., :inside, :, :], vector[..., :inside, :]
-    gains, _ = _leave_one_out(own, own_b, np.array([ridge]))
-    return gains[0].mean(-1)
+    count, size = matrix.shape[-1], len(smaller) + 1
+    subsets: list[tuple[int, ...]]
+    if math.comb(count, size) <= _MOST_SUBSETS:
+        subsets = list(itertools.combinations(range(count), size))
+    else:
+        rest = [k for k in range(count) if k not in smaller]
+        subsets = [tuple(sorted((*smaller, k))) for k in rest]
+    inside = slice(None, matrix.shape[1] - held_out)
+    worth = []
+    for start in range(0, len(subsets), 256):
+        columns = np.array(subsets[start : start + 256])  # [N, size]
+        parts = matrix[:, inside, columns[:, :, None], columns[:, None, :]]
+        sides = vector[:, inside, columns]
+        gains, _ = _leave_one_out(
+            np.moveaxis(parts, 2, 0), np.moveaxis(sides, 2, 0), np.array([1e-3])
+        )
+        worth.append(gains[0].mean(-1).clip(min=0.0) @ weights)
+    return subsets[int(np.concatenate(worth).argmax())]
 
 
 def gain(matrix: np.ndarray, vector: np.ndarray, beta: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def test_parts_are_those_put_in():
     np.testing.assert_allclose(parts.total, total, atol=1e-5)
 
 
-def test_bias_against_the_tilted_law_is_minus_the_gradient_of_the_gap():
+def test_bias_against_the_tilted_distribution_is_minus_the_gradient_of_the_gap():
     overlap = gg.presets.two_modes(std=4.0)
     target = gg.exact.TiltedTarget(overlap, 1, 3.0)
     exact = gg.ExactDenoiser(overlap)
@@ -116,7 +116,7 @@ def test_budget_of_one_error():
     np.testing.assert_allclose(found.cosine("weak", "learning"), -1.0, atol=1e-5)
     np.testing.assert_allclose(found.projection("weak", "learning"), -0.25, atol=1e-5)
     # (2 + 0.5)^2 / 2^2
-    removed = found.share_removed("learning")
+    removed = found.fraction_removed("learning")
     np.testing.assert_allclose(removed, 1.0 - 1.5625, atol=1e-4)
     np.testing.assert_allclose(found.cosine("block 2", "learning"), -1.0, atol=1e-5)
     assert found.defect.max() < 1e-5
@@ -129,7 +129,7 @@ def test_an_opposite_error_is_removed():
     # Learned -0.1 f; the term is omega times the mean of (-0.3 f, 0.2 f): -0.1 f more.
     np.testing.assert_allclose(found.projection("weak", "learning"), -1.0, rtol=1e-3)
     halved = budget(model, gg.S2Guidance(2.0, -1.0, **ALL))
-    np.testing.assert_allclose(halved.share_removed("learning"), 0.75, rtol=1e-3)
+    np.testing.assert_allclose(halved.fraction_removed("learning"), 0.75, rtol=1e-3)
 
 
 def test_budget_averages_over_true_noised_samples():
@@ -178,7 +178,7 @@ def test_guided_denoise_is_the_first_step_of_a_run():
     np.testing.assert_allclose(plus, half, atol=1e-6)
 
 
-def test_bad_requests():
+def test_unknown_points_parts_and_blocks_are_refused():
     with pytest.raises(ValueError, match="'noised' or 'trajectory'"):
         budget(stack(0.0), gg.CFG(2.0), points="grid")
     with pytest.raises(TypeError, match="no blocks"):
