@@ -39,19 +39,19 @@ class Compare:
         cfg = dataclasses.replace(run.guidance, s2_scale=0.0)
         with RunFolder(self.out, {"command": "compare", **run.describe()}) as folder:
             loaded = run.load()
-            depth = loaded.model.num_blocks
-            labels = run.labels(loaded.model)
+            labels = loaded.labels()
+            without_s2 = dataclasses.replace(
+                loaded, run=dataclasses.replace(run, guidance=cfg)
+            )
             reporter.say(run.pipeline.title)
             rules = {
                 ("unguided", "no guidance"): gg.Unguided(),
-                ("cfg", f"CFG {cfg.cfg_scale:g}"): dataclasses.replace(
-                    run, guidance=cfg
-                ).rule(depth),
-                ("s2", f"S² {run.guidance.s2_scale:g}"): run.rule(depth),
+                ("cfg", f"CFG {cfg.cfg_scale:g}"): without_s2.rule(),
+                ("s2", f"S² {run.guidance.s2_scale:g}"): loaded.rule(),
             }
             arrays, images, passes, numbers = {"labels": labels}, {}, {}, {}
             for (key, title), rule in rules.items():
-                drawn = draw(title, run, loaded, rule, reporter)
+                drawn = draw(title, loaded, rule, reporter)
                 reporter.say(f"{title}: {drawn.speed()}")
                 arrays[key], numbers[title] = drawn.samples, drawn.numbers()
                 passes[title] = drawn.passes_per_image

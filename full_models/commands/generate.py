@@ -9,7 +9,7 @@ from typing import get_args
 from full_models.commands.options import (
     DrawOptions,
     GuidanceOptions,
-    Loaded,
+    LoadedRun,
     ModelOptions,
     Run,
 )
@@ -56,49 +56,40 @@ class Generate:
 
     def run(self, reporter: Reporter) -> list[Path]:
         """Fill the directory; returns its plan and manifest."""
-        run = Run.of(self.model, self.draw, self.guidance)
-        loaded = run.load()
+        loaded = Run.of(self.model, self.draw, self.guidance).load()
         if is_first():
-            reporter.say(f"{run.pipeline.title}; {loaded.mesh.size} devices")
-        return self.fill(run, loaded, reporter, self.resume)
+            reporter.say(f"{loaded.run.pipeline.title}; {loaded.mesh.size} devices")
+        return self.fill(loaded, reporter, self.resume)
 
-    def fill(
-        self, run: Run, loaded: Loaded, reporter: Reporter, resume: bool
-    ) -> list[Path]:
+    def fill(self, loaded: LoadedRun, reporter: Reporter, resume: bool) -> list[Path]:
         """As ``run``, with a model that is loaded already."""
-        rule = run.rule(loaded.model.num_blocks)
-        has_images = loaded.decoder or run.pipeline.sample_shape[-1] in (1, 3)
+        rule = loaded.rule()
+        has_images = loaded.decoder or loaded.run.pipeline.sample_shape[-1] in (1, 3)
         if self.shards.format == "png" and not has_images:
             raise ValueError(
                 "PNG shards need images, but these are latents; name an autoencoder "
                 "with --vae, or use --format npz."
             )
         if is_first():
-            passes = run.passes(rule, loaded.model)
-            reporter.say(f"{passes:.1f} passes for each sample")
+            reporter.say(f"{loaded.passes(rule):.1f} passes for each sample")
         return fill(
-            self.shard_set(run, loaded),
-            lambda: loaded.sampler(run, rule, run.draw.batch_size),
+            self.shard_set(loaded),
+            lambda: loaded.sampler(rule, loaded.run.draw.batch_size),
             reporter,
             resume=resume,
             keep_latents=self.shards.keep_latents,
         )
 
-    def shard_set(self, run: Run, loaded: Loaded) -> ShardSet:
+    def shard_set(self, loaded: LoadedRun) -> ShardSet:
         """The set of a run, with what decides the last bits of its samples."""
-        description = {"command": "generate", **run.describe()}
+        description = {"command": "generate", **loaded.run.describe()}
         del description["draw"]["num"]
         description["keep_latents"] = self.shards.keep_latents
         description["execution"] = {
-            "batch_size": run.draw.batch_size,
+            "batch_size": loaded.run.draw.batch_size,
             "fsdp": loaded.mesh.shape["fsdp"],
             "tensor": loaded.mesh.shape["tensor"],
             **machine(),
         }
-        return ShardSet(
-            self.out,
-            description,
-            run.labels(loaded.model),
-            self.shards.shard_size,
-            self.shards.format,
-        )
+        size, format = self.shards.shard_size, self.shards.format
+        return ShardSet(self.out, description, loaded.labels(), size, format)

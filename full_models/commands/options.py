@@ -149,18 +149,6 @@ class Run:
         """The pipeline of the model."""
         return self.checkpoint.pipeline
 
-    @property
-    def solver(self) -> Any:
-        """The solver."""
-        name: Any = self.draw.solver
-        return self.pipeline.solver(name)
-
-    @property
-    def schedule(self) -> Any:
-        """The noise levels."""
-        steps: Any = self.draw.steps
-        return self.pipeline.schedule(steps, self.solver)
-
     def describe(self) -> dict[str, Any]:
         """What the samples depend on; files by their content."""
         draw = dataclasses.asdict(self.draw)
@@ -175,7 +163,7 @@ class Run:
             "guidance": dataclasses.asdict(self.guidance),
         }
 
-    def load(self) -> Loaded:
+    def load(self) -> LoadedRun:
         """Load the model and the decoder onto the mesh.
 
         Raises:
@@ -185,7 +173,7 @@ class Run:
         mesh = gg.MeshConfig.parse(self.draw.mesh).build()
         model = self.checkpoint.load(self.model.resolved_precision(), mesh)
         if self.draw.vae is None:
-            return Loaded(mesh, model, None)
+            return LoadedRun(self, mesh, model, None)
         decoder = load_autoencoder(self.draw.vae)
         wanted, found = self.pipeline.sample_shape[-1], decoder.config.latent_channels
         if wanted != found:
@@ -193,24 +181,49 @@ class Run:
                 f"the autoencoder decodes latents of {found} channels, but the model "
                 f"draws {wanted}; check --vae."
             )
-        return Loaded(mesh, model, decoder)
+        return LoadedRun(self, mesh, model, decoder)
 
-    def labels(self, model: Any) -> np.ndarray:
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A run with its model on the devices.
+
+    Attributes:
+        run: the run.
+        mesh: the devices.
+        model: the model.
+        decoder: decoder of an autoencoder, or ``None``.
+    """
+
+    run: Run
+    mesh: Mesh
+    model: Any
+    decoder: Any
+
+    @property
+    def solver(self) -> Any:
+        """The solver."""
+        name: Any = self.run.draw.solver
+        return self.run.pipeline.solver(name)
+
+    @property
+    def schedule(self) -> Any:
+        """The noise levels."""
+        steps: Any = self.run.draw.steps
+        return self.run.pipeline.schedule(steps, self.solver)
+
+    def labels(self) -> np.ndarray:
         """The label of each sample, ``[num]``."""
-        text: Any = self.draw.labels
-        return choose_labels(
-            text,
-            self.draw.num,
-            model.num_labels,
-            self.draw.seed,
-            self.pipeline.label_of,
-        )
+        draw: Any = self.run.draw
+        label_of = self.run.pipeline.label_of
+        count = self.model.num_labels
+        return choose_labels(draw.labels, draw.num, count, draw.seed, label_of)
 
-    def rule(self, num_blocks: int) -> gg.GuidanceRule:
-        """The guidance rule, checked against the depth of the model."""
-        options: Any = self.guidance
+    def rule(self) -> gg.GuidanceRule:
+        """The guidance rule of the options, checked against the depth of the model."""
+        options: Any = self.run.guidance
         if options.s2_scale == 0:
-            return self.on_channels(gg.CFG(options.cfg_scale))
+            return self._on_channels(gg.CFG(options.cfg_scale))
         rule = gg.S2Guidance(
             options.cfg_scale,
             options.s2_scale,
@@ -219,53 +232,36 @@ class Run:
             window=options.window,
         )
         # The whole stack is known here: too many blocks are an error at once.
-        gg.drop.FixedCount(options.num_dropped, (0,)).check(num_blocks)
-        return self.on_channels(rule)
+        gg.drop.FixedCount(options.num_dropped, (0,)).check(self.model.num_blocks)
+        return self._on_channels(rule)
 
-    def on_channels(self, rule: gg.GuidanceRule) -> gg.GuidanceRule:
+    def _on_channels(self, rule: gg.GuidanceRule) -> gg.GuidanceRule:
         """A rule on the channels that are guided, never those of a variance."""
-        channels = self.pipeline.sample_shape[-1]
-        asked = self.guidance.guided_channels
+        channels = self.run.pipeline.sample_shape[-1]
+        asked = self.run.guidance.guided_channels
         guided = channels if asked is None else asked
         if not 1 <= guided <= channels:
             raise ValueError(
                 f"guided_channels must be in 1..{channels} for this model, got "
                 f"{guided}."
             )
-        learned = isinstance(self.solver, gg.Ancestral)
-        if guided == channels and not (learned and self.solver.variance == "learned"):
-            return rule
-        return gg.GuidedChannels(rule, guided)
+        learned = getattr(self.solver, "variance", None) == "learned"
+        return gg.GuidedChannels(rule, guided) if guided < channels or learned else rule
 
-    def passes(self, rule: gg.GuidanceRule, model: Any) -> float:
-        """Expected forward passes of the model for each sample."""
-        cost = gg.expected_cost(rule, self.schedule, model, solver=self.solver)
+    def passes(self, rule: gg.GuidanceRule) -> float:
+        """Expected forward passes of the model for each sample under a rule."""
+        cost = gg.expected_cost(rule, self.schedule, self.model, solver=self.solver)
         return cost.shared
 
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A model on its devices.
-
-    Attributes:
-        mesh: the devices.
-        model: the model.
-        decoder: decoder of an autoencoder, or ``None``.
-    """
-
-    mesh: Mesh
-    model: Any
-    decoder: Any
-
-    def sampler(self, run: Run, rule: gg.GuidanceRule, batch_size: int) -> MeshSampler:
-        """A sampler of a run under a rule. Raises as ``MeshSampler``."""
+    def sampler(self, rule: gg.GuidanceRule, batch_size: int) -> MeshSampler:
+        """A sampler under a rule. Raises as ``MeshSampler``."""
         return MeshSampler(
-            run.pipeline.denoiser(self.model, run.solver),
+            self.run.pipeline.denoiser(self.model, self.solver),
             self.mesh,
-            key=jax.random.key(run.draw.seed),
+            key=jax.random.key(self.run.draw.seed),
             guidance=rule,
-            schedule=run.schedule,
-            solver=run.solver,
+            schedule=self.schedule,
+            solver=self.solver,
             batch_size=batch_size,
             decoder=self.decoder,
         )

@@ -13,7 +13,7 @@ import gmm_guidance as gg
 from full_models.commands.options import (
     DrawOptions,
     GuidanceOptions,
-    Loaded,
+    LoadedRun,
     ModelOptions,
     Run,
 )
@@ -38,12 +38,12 @@ class Sample:
         run = Run.of(self.model, self.draw, self.guidance)
         with RunFolder(self.out, {"command": "sample", **run.describe()}) as folder:
             loaded = run.load()
-            labels = run.labels(loaded.model)
+            labels = loaded.labels()
             reporter.say(
                 f"{run.pipeline.title}; {len(labels)} images, {run.draw.steps} steps "
                 f"of {run.draw.solver}"
             )
-            drawn = draw("sampling", run, loaded, None, reporter)
+            drawn = draw("sampling", loaded, loaded.rule(), reporter)
             reporter.say(drawn.speed())
             _write(folder.path, drawn, labels)
             folder.record({**results(run, labels), **drawn.numbers()})
@@ -82,21 +82,16 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    name: str,
-    run: Run,
-    loaded: Loaded,
-    rule: gg.GuidanceRule | None,
-    reporter: Reporter,
+    name: str, loaded: LoadedRun, rule: gg.GuidanceRule, reporter: Reporter
 ) -> Drawn:
-    """Draw the samples of a run, under its own rule or another one, with progress."""
-    rule = rule or run.rule(loaded.model.num_blocks)
-    labels, num = run.labels(loaded.model), run.draw.num
+    """Draw the samples of a run under a rule, with progress."""
+    labels, num = loaded.labels(), loaded.run.draw.num
     batches: list[Batch] = []
     begun = time.monotonic()
     with reporter.task(name, num) as task:
         task.detail("compiling")
         # Not by the number of devices: what one computes together decides last bits.
-        sampler = loaded.sampler(run, rule, min(run.draw.batch_size, num))
+        sampler = loaded.sampler(rule, min(loaded.run.draw.batch_size, num))
         compiled = time.monotonic()
         for start in range(0, num, sampler.samples_at_once):
             stop = min(start + sampler.samples_at_once, num)
@@ -109,7 +104,7 @@ def draw(
         np.concatenate(images) if images else None,
         time.monotonic() - begun,
         speed,
-        run.passes(rule, loaded.model),
+        loaded.passes(rule),
     )
 
 

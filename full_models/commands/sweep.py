@@ -79,20 +79,21 @@ class Sweep:
     def _fill(self, commands: list[Generate], reporter: Reporter) -> None:
         checkpoint = self.model.open()
         runs = [Run.of(c.model, c.draw, c.guidance, checkpoint) for c in commands]
-        loaded = runs[0].load()
+        first = runs[0].load()
         if is_first():
             reporter.say(f"{runs[0].pipeline.title}; {len(runs)} settings")
+        settings = [dataclasses.replace(first, run=run) for run in runs]
         # A mistake in the last setting shows before the first is drawn.
-        for command, run in zip(commands, runs, strict=True):
-            run.rule(loaded.model.num_blocks)
-            shards = command.shard_set(run, loaded)
+        for command, loaded in zip(commands, settings, strict=True):
+            loaded.rule()
+            shards = command.shard_set(loaded)
             if command.out.is_dir():
                 shards.is_begun(resume=True)
-        for command, run in zip(commands, runs, strict=True):
+        for command, loaded in zip(commands, settings, strict=True):
             # The same answer in each process.
             done = is_first() and _is_complete(command)
             if not from_first(np.array([done]))[0]:
-                command.fill(run, loaded, reporter, resume=True)
+                command.fill(loaded, reporter, resume=True)
 
 
 class Setting(NamedTuple):

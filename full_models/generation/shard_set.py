@@ -42,13 +42,7 @@ _KIND = "full_models generation"
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A part of the set.
-
-    Attributes:
-        number: its number, from 0.
-        first: global index of its first sample.
-        count: number of its samples.
-    """
+    """Part ``number`` of a set: ``count`` samples from global index ``first`` on."""
 
     number: int
     first: int
@@ -197,7 +191,7 @@ class ShardSet:
         write_text(self.out / PLAN, json.dumps(self.description(), indent=1) + "\n")
 
     def write(self, shard: Shard, arrays: ShardArrays) -> None:
-        """Write a shard, then its record; they replace former ones.
+        """Write a shard, then its record, in place of former ones.
 
         Raises:
             ValueError: for PNG files without images.

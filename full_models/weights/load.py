@@ -172,14 +172,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Find out which model the weights at a path belong to, reading no tensor.
 
-    Arguments and errors are those of ``load_weights``.
-
-    Args:
-        path: the file or folder.
-        model: name or config of the model.
-        compute_dtype: type of matrix products.
-        root: entry of a PyTorch file.
-        families: the families that come into question.
+    Arguments and errors are those of ``load_weights``; the model is of ``families``.
     """
     wanted = _family_of(model, families)
     found = _inspect(Path(path), root, families)
