@@ -212,7 +212,7 @@ def test_calibrate_ranks_features(capsys, weights, tmp_path):
         assert entry["share"] == pytest.approx(removed / total)
         assert entry["share_standard_error"] == pytest.approx(error_of_it / total)
     assert "% of the squared error" in text
-    assert found.num_blocks == 4 and (out / "calibration.png").exists()
+    assert len(found.block_costs) == 4 and (out / "calibration.png").exists()
     data.write_bytes(data.read_bytes()[:-100])
     arguments = ("calibrate", "--weights", weights, "--data", data)
     status, _, error = run_cli(capsys, *arguments, "--out", out / "2")
