@@ -30,11 +30,11 @@ class ModelOptions:
     """The model and its precision."""
 
     weights: Path
-    """Checkpoint: a .pt file of DiT or SiT, a folder of diffusers, or one of
-    export_weights."""
+    """Weights: a published checkpoint (.pt, .safetensors), a folder of diffusers, or
+    one of export_weights."""
     model: str | None = None
     """Name of the published model, such as DiT-XL/2 or SiT-B/4; required where the
-    weights do not tell, as .pt files of DiT and SiT."""
+    weights do not tell."""
     precision: Precision = "auto"
     """Type of matrix products and weights; auto is bfloat16 on accelerators and float32
     on a CPU."""
@@ -71,7 +71,7 @@ class DrawOptions:
     steps: Annotated[int | None, _OfModel] = None
     """Number of steps of the solver."""
     solver: Annotated[SolverName | None, _OfModel] = None
-    """Solver; euler is DDIM, ancestral is DDPM with the learned variance (DiT)."""
+    """Solver; euler is DDIM, ancestral is DDPM with the variance of the model."""
     seed: int = 0
     """Random seed of the noise and the dropped blocks."""
     batch_size: int = 8
@@ -107,7 +107,7 @@ class GuidanceOptions:
     """Fractions of the steps between which the S² term acts."""
     guided_channels: int | None = None
     """Number of channels that are guided, from the first; 3 reproduces the published
-    samples of DiT and SiT. All by default."""
+    samples of class-conditional transformers. All by default."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,8 @@ def export_weights(
 
     ``load_weights`` reads each layout back exactly from the path alone:
 
-    - ``"diffusers"``: a folder for ``from_pretrained`` of diffusers. (DiT:
-      ``norm_eps`` is 1e-6, and the process is stored under a private key that diffusers
-      ignores. diffusers 0.42 evaluates DiT with other time features, see
-      ``full_models.models.dit.weights``.)
+    - ``"diffusers"``: a folder for ``from_pretrained`` of diffusers. What diffusers
+      evaluates otherwise is said in the module ``weights`` of the family.
     - ``"official"``: one ``.safetensors`` file with the tensors of the published
       checkpoints.
     - ``"native"``: one ``.safetensors`` file with the parameters as they are.

@@ -60,13 +60,12 @@ def load_weights(
 
     The format is recognized by the content:
 
-    - the published checkpoints of DiT and SiT and those of their training code
-      (``.pt``), read without PyTorch and without running code of the file; the same
-      tensors in a ``.safetensors`` file;
-    - a folder of diffusers, a pipeline with one in its subfolder ``transformer``, or a
-      file of weights beside its ``config.json``, in one part or several. A model is
-      evaluated with the conventions of its published code, see
-      ``full_models.models.dit.weights``;
+    - the published checkpoints of a family and those of their training code (``.pt``
+      and the like, read without PyTorch and without running code of the file), and the
+      same tensors in a ``.safetensors`` file;
+    - a folder of diffusers, a pipeline with one in its subfolder, or a file of weights
+      beside its ``config.json``, in one part or several. A model is evaluated with the
+      conventions of its published code, see the module ``weights`` of its family;
     - the files and folders of ``export_weights``.
 
     Each tensor of the file is used exactly once. Loading takes up to one and a half
@@ -75,9 +74,9 @@ def load_weights(
 
     Args:
         path: the file or folder.
-        model: the name of a published model (``"SiT-XL/2"``) or a config. By default it
-            follows from the file; the published checkpoints of DiT and SiT do not say
-            which of both they are and need it.
+        model: the name of a published model (``model_names``) or a config. By default
+            it follows from the file. Where models share their tensors, as a DiT and a
+            SiT do, published checkpoints need it.
         dtype: type of the parameters, ``"bfloat16"`` to save memory; float32 by
             default.
         compute_dtype: type of matrix products; that of the config by default.

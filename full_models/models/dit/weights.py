@@ -4,7 +4,8 @@ Weights in the layout of diffusers are evaluated with the conventions of the pub
 models. The class of diffusers 0.42, ``DiTTransformer2DModel``, does otherwise: its time
 features have the frequencies ``i / (half - 1)`` in place of ``i / half``, and the norm
 before the MLP an epsilon of 1e-5 unless ``norm_eps`` says 1e-6. That changes its
-outputs by as much as they are large.
+outputs by as much as they are large. A ``config.json`` of ours has ``norm_eps`` 1e-6,
+and the process under a private key, which diffusers ignores.
 """
 
 from __future__ import annotations
