@@ -23,7 +23,7 @@ def s2_overhead(
 ) -> dict[str, Any]:
     """Overhead of one evaluation, averaged over every possible single dropped block."""
     config = gg.NetworkConfig(dim=2, num_labels=4, width=width, num_blocks=num_blocks)
-    network = gg.BlockMLP(config, rngs=nnx.Rngs(0))
+    network = gg.BlockMLP(config, rngs=nnx.Rngs(0)).as_stack()
     x = jax.random.normal(jax.random.key(0), (batch, 2))
     label = jnp.zeros(batch, jnp.int32)
     sigma = jnp.float32(1.0)

@@ -17,7 +17,7 @@ from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.blocks.stack import Backbone, BlockStack
 from gmm_guidance.diffusion.denoiser import Denoiser, Renoised
-from gmm_guidance.diffusion.parameterization import EDMPrediction
+from gmm_guidance.diffusion.parameterization import ScaledPrediction
 from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
 from gmm_guidance.diffusion.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
 from gmm_guidance.exact import quantile_map
@@ -85,7 +85,7 @@ __all__ = [
     "DPMSolverPP2M",
     "Decomposition",
     "Denoiser",
-    "EDMPrediction",
+    "ScaledPrediction",
     "EDMStochastic",
     "ErrorBudget",
     "Euler",

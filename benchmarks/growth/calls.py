@@ -15,14 +15,14 @@ _LABEL = 1
 S2 = gg.S2Guidance(2.0, window=None)
 
 
-def network(width: int, num_blocks: int = _NUM_BLOCKS) -> gg.BlockMLP:
+def network(width: int, num_blocks: int = _NUM_BLOCKS) -> gg.ProcessStack:
     """An untrained network: cost does not depend on the weights."""
     config = gg.NetworkConfig(dim=2, num_labels=4, width=width, num_blocks=num_blocks)
-    return gg.BlockMLP(config, rngs=nnx.Rngs(0))
+    return gg.BlockMLP(config, rngs=nnx.Rngs(0)).as_stack()
 
 
 def sampling_call(
-    model: gg.BlockMLP,
+    model: gg.ProcessStack,
     samples: int,
     *,
     steps: int,

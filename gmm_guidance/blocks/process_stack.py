@@ -73,7 +73,7 @@ class ProcessStack(WrappedStack):
             which makes a ``Denoiser`` without blocks.
         process: the process it was trained with.
         prediction: ``"x0"``, ``"epsilon"``, ``"v"``, ``"velocity"``, ``"score"`` or an
-            ``EDMPrediction``.
+            ``ScaledPrediction``.
         return_variance: whether values are the denoised samples followed by the
             variance channels, for ``Ancestral("learned")``; else those are left out.
 

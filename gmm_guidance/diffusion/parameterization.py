@@ -9,7 +9,6 @@ one currency, after a change of variables. With ``x_t = alpha x0 + s noise``, ``
     v          alpha epsilon - s D                        Salimans & Ho 2022, 2202.00512
     velocity   E[dx_t/dt | x_t] = alpha' D + s' epsilon   Lipman et al. 2022, 2210.02747
     score      grad log p_t(x_t) = -epsilon / s           Song et al. 2021, 2011.13456
-    EDM's F    (D - m - c_skip (x - m)) / c_out           Karras et al. 2022, 2206.00364
 
 where ' is d/dt, and ``x = x_t / alpha``. All is computed, and returned, in float32 or
 better: differences of large numbers are taken here.
@@ -32,47 +31,73 @@ PREDICTIONS: tuple[str, ...] = get_args(PredictionName)
 
 
 @dataclasses.dataclass(frozen=True)
-class EDMPrediction:
-    """The output ``F`` of an EDM network: ``D = m + c_skip (x - m) + c_out F``.
+class ScaledPrediction:
+    """The output ``F`` of a network for data of mean m and standard deviation S.
 
-    Karras et al. 2022 (arXiv 2206.00364, Eq. 7 and Table 1), with the data's mean m
-    and standard deviation S: ``c_skip = S^2 / (sigma^2 + S^2)``, ``c_out = sigma S /
-    sqrt(sigma^2 + S^2)``. For data of unit variance, F is minus the v-prediction.
+    ``D = m + a (x - m) + b F``, where F is of order one at every noise level:
+
+        edm       a = S^2 / (sigma^2 + S^2)   b = sigma S / sqrt(sigma^2 + S^2)
+        epsilon   a = 1                       b = -sigma
+        velocity  a = S / (S + sigma)         b = -sigma S / (S + sigma)
+        x0        a = 0                       b = S
+
+    ``"edm"`` is Karras et al. 2022 (arXiv 2206.00364, Eq. 7 and Table 1); for data of
+    unit variance, F is minus the v-prediction. ``"velocity"`` is that of the straight
+    path between noise and ``(x0 - m) / S``, data at time 0.
 
     Args:
-        scale: standard deviation of the data, > 0.
-        mean: centre of the data, a number for each entry of the last axis of a sample;
+        kind: ``"edm"``, ``"epsilon"``, ``"velocity"`` or ``"x0"``.
+        scale: standard deviation S of the data, > 0.
+        mean: mean of the data, a number for each entry of the last axis of a sample;
             the origin if empty.
 
     Raises:
-        ValueError: if the scale is not finite and positive.
+        ValueError: for an unknown kind, or a scale that is not finite and positive.
     """
 
+    kind: Literal["edm", "epsilon", "velocity", "x0"] = "edm"
     scale: float = 1.0
     mean: tuple[float, ...] = ()
 
     def __post_init__(self):
+        if self.kind not in ("edm", "epsilon", "velocity", "x0"):
+            raise ValueError(
+                f"the prediction must be 'edm', 'epsilon', 'velocity' or 'x0', got "
+                f"{self.kind!r}."
+            )
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be finite and above 0, got {self.scale}.")
 
     def denoised(self, output: jax.Array, x: jax.Array, sigma: jax.Array) -> jax.Array:
         """``D`` of the network's output; sigma broadcasts to x."""
-        skip, out, mean = self._terms(x, sigma)
-        return mean + skip * (x - mean) + out * output
+        a, b, mean = self._terms(x, sigma)
+        return mean + a * (x - mean) + b * output
 
     def output(self, denoised: jax.Array, x: jax.Array, sigma: jax.Array) -> jax.Array:
         """The network's output that amounts to ``D``: the inverse of ``denoised``."""
-        skip, out, mean = self._terms(x, sigma)
-        return (denoised - mean - skip * (x - mean)) / out
+        a, b, mean = self._terms(x, sigma)
+        return (denoised - mean - a * (x - mean)) / b
 
     def _terms(self, x, sigma) -> tuple[jax.Array, jax.Array, jax.Array]:
         mean = jnp.asarray(self.mean or (0.0,) * x.shape[-1], x.dtype)
-        total = sigma**2 + self.scale**2
-        out = sigma * self.scale / jnp.sqrt(total)
-        return self.scale**2 / total, out, mean[(None,) * (x.ndim - 1)]
+        a, b = self.coefficients(sigma)
+        return a, b, mean[(None,) * (x.ndim - 1)]
+
+    def coefficients(self, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """``a`` and ``b`` at noise levels > 0, the shape of sigma."""
+        scale = self.scale
+        if self.kind == "edm":
+            total = sigma**2 + scale**2
+            return scale**2 / total, sigma * scale / jnp.sqrt(total)
+        if self.kind == "epsilon":
+            return jnp.ones_like(sigma), -sigma
+        if self.kind == "velocity":
+            a = scale / (scale + sigma)
+            return a, -sigma * a
+        return jnp.zeros_like(sigma), jnp.full_like(sigma, scale)
 
 
-Prediction = PredictionName | EDMPrediction
+Prediction = PredictionName | ScaledPrediction
 
 
 def to_denoised(
@@ -95,7 +120,7 @@ def to_denoised(
         x_t: noisy samples in the process's own scale, ``[n, ...]``.
         t: the process's time, a scalar or ``[n]``.
         kind: ``"x0"``, ``"epsilon"``, ``"v"``, ``"velocity"``, ``"score"`` or an
-            ``EDMPrediction``, see above.
+            ``ScaledPrediction``, see above.
 
     Returns:
         ``E[x0 | x_t]``, the shape of ``x_t``.
@@ -105,7 +130,7 @@ def to_denoised(
     """
     check_prediction(kind)
     x, y = _pair(x_t, prediction, "prediction")
-    if isinstance(kind, EDMPrediction):
+    if isinstance(kind, ScaledPrediction):
         x, sigma = to_sigma_space(process, x, t)
         return kind.denoised(y, x, _spread(sigma, x, "t"))
     alpha, std = (_spread(a, x, "t") for a in (process.alpha(t), process.noise_std(t)))
@@ -130,7 +155,7 @@ def from_denoised(
         x_t: noisy samples in the process's own scale, ``[n, ...]``.
         t: the process's time, a scalar or ``[n]``.
         kind: ``"x0"``, ``"epsilon"``, ``"v"``, ``"velocity"``, ``"score"`` or an
-            ``EDMPrediction``, see above.
+            ``ScaledPrediction``, see above.
 
     Returns:
         The prediction, the shape of ``x_t``.
@@ -142,7 +167,7 @@ def from_denoised(
     x, denoised = _pair(x_t, denoised, "denoised")
     if kind == "x0":
         return denoised
-    if isinstance(kind, EDMPrediction):
+    if isinstance(kind, ScaledPrediction):
         x, sigma = to_sigma_space(process, x, t)
         return kind.output(denoised, x, _spread(sigma, x, "t"))
     alpha, std = (_spread(a, x, "t") for a in (process.alpha(t), process.noise_std(t)))
@@ -175,7 +200,7 @@ def training_target(
     check_prediction(kind)
     clean, noise = _pair(clean, noise, "noise")
     level = _spread(as_floats(sigma), clean, "sigma")
-    if isinstance(kind, EDMPrediction):
+    if isinstance(kind, ScaledPrediction):
         return kind.output(clean, clean + level * noise, level)
     alpha = process.noisy_input(jnp.ones_like(level), level)
     rates = _rates(process, clean, process.time(sigma), kind)
@@ -210,7 +235,7 @@ def denoised_at_sigma(
     check_prediction(kind)
     x, y = _pair(x, prediction, "prediction")
     level = _spread(as_floats(sigma), x, "sigma")
-    if isinstance(kind, EDMPrediction):
+    if isinstance(kind, ScaledPrediction):
         return kind.denoised(y, x, level)
     if kind in ("v", "score"):  # in units of x_t, but x0 and epsilon in none
         alpha = process.noisy_input(jnp.ones_like(level), level)
@@ -264,11 +289,11 @@ def from_sigma_space(
 
 def check_prediction(kind: Any) -> None:
     """Raise ``ValueError`` unless ``kind`` is a prediction that is known here."""
-    if isinstance(kind, EDMPrediction) or kind in PREDICTIONS:
+    if isinstance(kind, ScaledPrediction) or kind in PREDICTIONS:
         return
     raise ValueError(
         f"unknown kind of prediction {kind!r}; choose one of {', '.join(PREDICTIONS)} "
-        f"or, for EDM's F, an EDMPrediction with the data's scale and mean."
+        f"or, for EDM's F, an ScaledPrediction with the data's scale and mean."
     )
 
 

@@ -74,7 +74,7 @@ def scaled_output_change(
         strength: weight of the term times kappa.
         std: standard deviation of the class, > 0.
         distance: distance of its mean from the origin (from the mean of an
-            ``EDMPrediction``), >= 0.
+            ``ScaledPrediction``), >= 0.
         sigma_min: lowest noise level at which the term acts, > 0.
         sigma_max: highest noise level at which it acts.
 

@@ -1,33 +1,33 @@
-"""``BlockMLP``: a small residual network whose blocks can be dropped.
+"""``BlockMLP``: a small residual network for points, of several kinds of block.
 
-Preconditioned as in EDM (Karras et al. 2022, arXiv 2206.00364, Table 1): with the
-data's centre ``m`` and scale ``s``,
-
-    D = m + c_skip (x - m) + c_out F(c_in (x - m), ln(sigma) / 4, label),
-    c_skip = s^2 / (sigma^2 + s^2),  c_out = sigma s / sqrt(sigma^2 + s^2),
-    c_in = 1 / sqrt(sigma^2 + s^2),
-
-so that the network's input and target have unit variance at every noise level.
+With the data's mean ``m`` and scale ``s``, the network sees ``(x - m) / sqrt(sigma^2 +
+s^2)`` and ``ln(sigma) / 4`` (Karras et al. 2022, arXiv 2206.00364, Table 1), and its
+output F is a ``ScaledPrediction``, so that input and target are of order one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import as_concrete
-from gmm_guidance.blocks.shared_prefix import run_blocks
+from gmm_guidance.blocks.process_stack import ProcessStack
+from gmm_guidance.diffusion.parameterization import ScaledPrediction
+from gmm_guidance.diffusion.process import VE
+
+BlockKind = Literal["prenorm", "plain", "adaln_zero", "attention"]
+_HEADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Shape and scale of a ``BlockMLP``.
+    """Shape, kind and scale of a ``BlockMLP``.
 
     Attributes:
         dim: dimension of a sample, at least 1.
@@ -36,7 +36,19 @@ class NetworkConfig:
         num_blocks: residual blocks, at least 1.
         num_frequencies: pairs of sine and cosine that encode the noise level.
         data_scale: root mean square standard deviation of the data, > 0.
-        data_mean: centre of the data, ``dim`` numbers; the origin when empty.
+        data_mean: mean of the data, ``dim`` numbers; the origin when empty.
+        prediction: what the network predicts, ``"edm"``, ``"epsilon"``, ``"velocity"``
+            or ``"x0"``; see ``ScaledPrediction``.
+        block: kind of the residual blocks. ``"prenorm"``: a LayerNorm at the start of
+            each, time and label added inside, and a last LayerNorm. ``"plain"``: no
+            norms, time and label enter at the input, as in small DDPM code.
+            ``"adaln_zero"``: norms modulated by time and label, and gates that start
+            at zero, as in DiT (Peebles & Xie 2023, arXiv 2212.09748), with an MLP only.
+            ``"attention"``: pre-norm transformer blocks, self-attention over the
+            coordinates of a sample as tokens and an MLP; ``width`` is a multiple of 4.
+
+    Raises:
+        ValueError: for values out of these ranges.
     """
 
     dim: int
@@ -46,6 +58,8 @@ class NetworkConfig:
     num_frequencies: int = 16
     data_scale: float = 1.0
     data_mean: tuple[float, ...] = ()
+    prediction: Literal["edm", "epsilon", "velocity", "x0"] = "edm"
+    block: BlockKind = "prenorm"
 
     def __post_init__(self):
         for name in ("dim", "num_labels", "width", "num_blocks", "num_frequencies"):
@@ -53,40 +67,44 @@ class NetworkConfig:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}."
                 )
-        if not (math.isfinite(self.data_scale) and self.data_scale > 0):
-            raise ValueError(f"data_scale must be > 0, got {self.data_scale}.")
         if self.data_mean and len(self.data_mean) != self.dim:
             raise ValueError(
                 f"data_mean must have {self.dim} numbers, got {len(self.data_mean)}."
             )
+        if not 0 < self.data_scale < math.inf:
+            raise ValueError(f"data_scale must be > 0, got {self.data_scale}.")
+        check_block(self.block, self.width)
+        self.scaled_prediction()  # checks the prediction
+
+    def scaled_prediction(self) -> ScaledPrediction:
+        """The prediction for data of this mean and scale."""
+        return ScaledPrediction(self.prediction, self.data_scale, self.data_mean)
 
 
-class Preconditioning(NamedTuple):
-    """EDM's coefficients at a noise level."""
-
-    skip: jax.Array
-    out: jax.Array
-    input: jax.Array
-    noise: jax.Array
-
-
-def precondition(sigma: jax.Array, data_scale: float) -> Preconditioning:
-    """EDM's coefficients (Table 1) for data of standard deviation ``data_scale``."""
-    total = sigma**2 + data_scale**2
-    root = jnp.sqrt(total)
-    return Preconditioning(
-        data_scale**2 / total,
-        sigma * data_scale / root,
-        1.0 / root,
-        jnp.log(sigma) / 4.0,
-    )
+def check_block(block: str, width: int) -> None:
+    """Raise ``ValueError`` for an unknown kind of block, or a width it cannot have."""
+    if block not in _KINDS:
+        raise ValueError(f"block must be one of {', '.join(_KINDS)}, got {block!r}.")
+    if block == "attention" and width % _HEADS:
+        raise ValueError(
+            f"width must be a multiple of {_HEADS} for attention blocks (heads), got "
+            f"{width}."
+        )
 
 
-class MLPBlock(nnx.Module):
-    """One residual block: ``h + W2 silu(W1 norm(h) + Wc context)``."""
+def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
+
+
+def _zeros(width: int, out: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(width, out, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+
+class PreNormBlock(nnx.Module):
+    """``h + W2 silu(W1 norm(h) + Wc context)``."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
+        self.norm = _norm(width, rngs)
         self.inner = nnx.Linear(width, width, rngs=rngs)
         self.condition = nnx.Linear(width, width, use_bias=False, rngs=rngs)
         self.outer = nnx.Linear(width, width, rngs=rngs)
@@ -97,27 +115,101 @@ class MLPBlock(nnx.Module):
         return hidden + self.outer(nnx.silu(inner))
 
 
+class PlainBlock(nnx.Module):
+    """``h + W2 silu(W1 h)``."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.inner = nnx.Linear(width, width, rngs=rngs)
+        self.outer = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(self, hidden: jax.Array, context: jax.Array) -> jax.Array:
+        """The next state, ``[n, width]``; the context is not used."""
+        return hidden + self.outer(nnx.silu(self.inner(hidden)))
+
+
+class AdaLNZeroBlock(nnx.Module):
+    """``h + gate W2 silu(W1 (norm(h) (1 + scale) + shift))``, modulated by context.
+
+    Scale, shift and gate start at zero, so that a new block is the identity.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.norm = _norm(width, rngs)
+        self.modulation = _zeros(width, 3 * width, rngs)
+        self.inner = nnx.Linear(width, width, rngs=rngs)
+        self.outer = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(self, hidden: jax.Array, context: jax.Array) -> jax.Array:
+        """The next state, ``[n, width]``."""
+        shift, scale, gate = jnp.split(self.modulation(context), 3, axis=-1)
+        inner = self.inner(self.norm(hidden) * (1.0 + scale) + shift)
+        return hidden + gate * self.outer(nnx.silu(inner))
+
+
+class AttentionBlock(nnx.Module):
+    """``h + attention(norm(h) + Wc context)``, then ``h + MLP(norm(h))``."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.norm = _norm(width, rngs)
+        self.condition = nnx.Linear(width, width, use_bias=False, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(_HEADS, width, decode=False, rngs=rngs)
+        self.inner = nnx.Linear(width, width, rngs=rngs)
+        self.outer = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(self, hidden: jax.Array, context: jax.Array) -> jax.Array:
+        """The next state, ``[n, dim, width]``."""
+        tokens = self.norm(hidden) + self.condition(context)[:, None]
+        hidden = hidden + self.attention(tokens)
+        return hidden + self.outer(nnx.silu(self.inner(self.norm(hidden))))
+
+
+class _Kind(NamedTuple):
+    """What a kind of block asks of the network around it."""
+
+    block: Callable[..., Any]
+    at_input: bool = False  # time and label enter at the input, not in the blocks
+    has_norm: bool = True  # before the output
+    modulated: bool = False  # DiT's last layer: modulated, and zero at the start
+    tokens: bool = False  # a token for each coordinate
+
+
+_KINDS: dict[str, _Kind] = {
+    "prenorm": _Kind(PreNormBlock),
+    "plain": _Kind(PlainBlock, at_input=True, has_norm=False),
+    "adaln_zero": _Kind(AdaLNZeroBlock, modulated=True),
+    "attention": _Kind(AttentionBlock, tokens=True),
+}
+
+
 class BlockMLP(nnx.Module):
     """A residual network for points, conditioned on noise level and label.
 
-    A ``BlockStack`` and a ``Denoiser``. Parameters of the blocks are stacked on their
-    leading axis.
+    A ``Backbone``, which ``as_stack`` makes a ``Denoiser`` and a ``BlockStack``.
+    Parameters of the blocks are stacked on their leading axis. A new network has LeCun
+    normal kernels and zero biases, Flax's defaults; ``"adaln_zero"`` has gates,
+    modulation and output of zero.
 
     Args:
-        config: shape and scale.
+        config: shape, kind and scale.
         rngs: Flax random streams; ``nnx.Rngs(jax.random.key(0))``.
     """
 
     def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
         self.config = config
-        width = config.width
-        self.embed_sample = nnx.Linear(config.dim, width, rngs=rngs)
+        width, kind = config.width, _KINDS[config.block]
+        size = 1 if kind.tokens else config.dim
+        self.embed_sample = nnx.Linear(size, width, rngs=rngs)
         self.embed_noise = nnx.Linear(2 * config.num_frequencies, width, rngs=rngs)
         self.embed_label = nnx.Embed(config.num_labels + 1, width, rngs=rngs)
         keys = jax.random.split(rngs.params(), config.num_blocks)
-        self.blocks = jax.vmap(lambda key: MLPBlock(width, rngs=nnx.Rngs(key)))(keys)
-        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
-        self.output = nnx.Linear(width, config.dim, rngs=rngs)
+        self.blocks = jax.vmap(lambda key: kind.block(width, rngs=nnx.Rngs(key)))(keys)
+        self.norm = _norm(width, rngs)
+        if kind.tokens:
+            self.embed_position = nnx.Embed(config.dim, width, rngs=rngs)
+        if kind.modulated:
+            self.modulation = _zeros(width, 2 * width, rngs)
+        output = _zeros if kind.modulated else nnx.Linear
+        self.output = output(width, size, rngs=rngs)
 
     @property
     def num_blocks(self) -> int:
@@ -134,59 +226,80 @@ class BlockMLP(nnx.Module):
         """Shape of one sample, ``(dim,)``."""
         return (self.config.dim,)
 
+    def as_stack(self) -> ProcessStack:
+        """The network as a ``Denoiser`` and a ``BlockStack``."""
+        return ProcessStack(self, VE(), self.config.scaled_prediction())
+
     def embed(
-        self, x: jax.Array, sigma: ArrayLike, label: Any
+        self, x_t: jax.Array, time: jax.Array, label: Any
     ) -> tuple[jax.Array, jax.Array]:
-        """State ``[n, width]`` entering block 0, and context ``[n, width]``."""
-        x, sigma = self._check(x, sigma)
-        c = precondition(sigma, self.config.data_scale)
-        hidden = self.embed_sample(c.input * (x - self._mean(x)))
+        """State entering block 0, and context ``[n, width]``, of ``x_t`` ``[n, dim]``.
+
+        The state is ``[n, width]``, or ``[n, dim, width]`` with attention. The time is
+        sigma, ``[n]``.
+        """
+        config, kind = self.config, _KINDS[self.config.block]
+        sigma = time[:, None].astype(x_t.dtype)
+        mean = jnp.asarray(config.data_mean or (0.0,) * config.dim, x_t.dtype)
+        root = jnp.sqrt(sigma**2 + config.data_scale**2)
+        inputs = 1.0 / root * (x_t - mean[None])
         # Frequencies up to one period per 0.1 in ln(sigma) / 4.
-        frequencies = jnp.geomspace(
-            0.5, 30.0, self.config.num_frequencies, dtype=x.dtype
-        )
-        phase = c.noise * frequencies[None]
+        frequencies = jnp.geomspace(0.5, 30.0, config.num_frequencies, dtype=x_t.dtype)
+        phase = jnp.log(sigma) / 4.0 * frequencies[None]
         features = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
         if label is None:
-            label = jnp.full((x.shape[0],), self.config.num_labels, jnp.int32)
+            label = jnp.full(x_t.shape[:1], config.num_labels, jnp.int32)
         context = self.embed_noise(features) + self.embed_label(label)
-        return hidden, nnx.silu(context)
+        if kind.tokens:
+            positions = self.embed_position(jnp.arange(config.dim))
+            return self.embed_sample(inputs[..., None]) + positions, nnx.silu(context)
+        hidden = self.embed_sample(inputs)
+        return hidden + context if kind.at_input else hidden, nnx.silu(context)
 
     def block(
         self, index: ArrayLike, hidden: jax.Array, context: jax.Array
     ) -> jax.Array:
-        """The state after block ``index``, ``[n, width]``."""
+        """The state after block ``index``."""
         chosen = jax.tree.map(
             lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False),
             self.blocks,
         )
         return chosen(hidden, context)
 
-    def readout(
-        self, hidden: jax.Array, context: jax.Array, x: jax.Array, sigma: ArrayLike
+    def readout(self, hidden: jax.Array, context: jax.Array) -> jax.Array:
+        """The prediction F, ``[n, dim]``."""
+        kind = _KINDS[self.config.block]
+        if kind.has_norm:
+            hidden = self.norm(hidden)
+        if kind.modulated:
+            shift, scale = jnp.split(self.modulation(context), 2, axis=-1)
+            hidden = hidden * (1.0 + scale) + shift
+        output = self.output(hidden)
+        return output[..., 0] if kind.tokens else output
+
+    def predict(
+        self, x_t: jax.Array, time: jax.Array, label: Any, keep: Any = None
     ) -> jax.Array:
-        """Denoised samples ``[n, dim]``."""
-        x, sigma = self._check(x, sigma)
-        c = precondition(sigma, self.config.data_scale)
-        mean = self._mean(x)
-        return mean + c.skip * (x - mean) + c.out * self.output(self.norm(hidden))
+        """A forward pass for training: F, ``[n, dim]``.
 
-    def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:
-        """Denoise ``[n, dim]``; sigma scalar or ``[n]``, label ``[n]`` or ``None``."""
-        return run_blocks(self, x, jnp.asarray(sigma, x.dtype), label)
+        One scan over the blocks, whose gradient costs no more than itself.
 
-    def _mean(self, x: jax.Array) -> jax.Array:
-        mean = self.config.data_mean or (0.0,) * self.config.dim
-        return jnp.asarray(mean, x.dtype)[None]
+        Args:
+            x_t: noisy samples ``[n, dim]``.
+            time: sigma ``[n]``.
+            label: integers ``[n]`` or ``None``.
+            keep: whether each sample passes through each block, ``[num_blocks, n]``;
+                all if ``None``.
+        """
+        hidden, context = self.embed(x_t, time, label)
 
-    def _check(self, x: jax.Array, sigma: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """``x`` as ``[n, dim]`` and sigma as ``[1 or n, 1]``."""
-        if x.ndim != 2 or x.shape[1] != self.config.dim:
-            raise ValueError(
-                f"x must have shape [n, {self.config.dim}], got {x.shape}."
-            )
-        sigma = jnp.asarray(sigma, x.dtype)
-        values = as_concrete(sigma)
-        if values is not None and not (values > 0).all():
-            raise ValueError(f"sigma must be > 0, got {values.min()}.")
-        return x, sigma.reshape(-1, 1)
+        def step(hidden, layer):
+            block, kept = layer
+            after = block(hidden, context)
+            if kept is not None:
+                shape = (-1,) + (1,) * (hidden.ndim - 1)
+                after = jnp.where(kept.reshape(shape), after, hidden)
+            return after, None
+
+        hidden, _ = jax.lax.scan(step, hidden, (self.blocks, keep))
+        return self.readout(hidden, context)

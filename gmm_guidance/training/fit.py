@@ -197,6 +197,7 @@ def fit(
     config: FitConfig,
     *,
     description: dict[str, Any],
+    data_axes: Any = None,
     progress: bool | Progress = False,
     checkpoint: str | os.PathLike | None = None,
     place: Callable[[Any], Any] = lambda run: run,
@@ -212,6 +213,8 @@ def fit(
         config: the optimization.
         description: JSON-like; with ``config`` and ``key``, what a checkpoint must
             agree with to be resumed.
+        data_axes: with several networks, the axis of networks in ``data`` (a pytree as
+            for ``jax.vmap``); ``None`` for data common to all.
         progress: ``True`` for a progress bar, or a callable that is told
             ``TrainingProgress`` every few steps.
         checkpoint: folder to resume from if it exists, and to keep up to date, also on
@@ -233,6 +236,7 @@ def fit(
     }
     start, key, data = place((_start(objective, config, key), key, data))
     most = steps_per_call or _STEPS_PER_CALL
+    program = _Program(objective, config, data_axes)
     with Checkpoints(
         checkpoint, description, seconds_between=_CHECKPOINT_SECONDS
     ) as checkpoints:
@@ -244,7 +248,7 @@ def fit(
                 while run.step < config.num_steps:
                     before = run.step
                     # One assignment: an interruption finds the run before or after.
-                    run, loss = _advance(objective, config, most, key, data, run)
+                    run, loss = _advance(program, most, key, data, run)
                     now = time.monotonic()
                     speed = (run.step - before) / max(now - begun, 1e-9)
                     mean = float(loss.mean())
@@ -284,19 +288,22 @@ def _resume(
     return _Run(0, start, Fit((), ())) if found is None else _Run(found[0], *found[1])
 
 
+class _Program(NamedTuple):
+    """What the loop is compiled for."""
+
+    objective: Objective
+    config: FitConfig
+    data_axes: Any
+
+
 def _advance(
-    objective: Objective,
-    config: FitConfig,
-    most: int,
-    key: jax.Array,
-    data: Any,
-    run: _Run,
+    program: _Program, most: int, key: jax.Array, data: Any, run: _Run
 ) -> tuple[_Run, jax.Array]:
     """Train up to the next snapshot, at most ``most`` steps; the run and its loss."""
-    stop = next(s for s in config.snapshots if s > run.step)
+    stop = next(s for s in program.config.snapshots if s > run.step)
     count = min(stop - run.step, most)
     state, loss = _train_steps(
-        objective, config, jnp.uint32(count), key, data, run.state, jnp.uint32(run.step)
+        program, jnp.uint32(count), key, data, run.state, jnp.uint32(run.step)
     )
     loss.block_until_ready()
     networks, losses = run.kept
@@ -305,10 +312,9 @@ def _advance(
     return _Run(run.step + count, state, Fit(networks, losses)), loss
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _train_steps(
-    objective: Objective,
-    config: FitConfig,
+    program: _Program,
     count: jax.Array,
     key: jax.Array,
     data: Any,
@@ -316,9 +322,10 @@ def _train_steps(
     first_step: jax.Array,
 ) -> tuple[_State, jax.Array]:
     """``count`` steps; the state after them and the mean loss, of each network."""
+    objective, config, data_axes = program
     optimizer = config.optimizer()
 
-    def one(key, state):
+    def one(key, state, data):
         def step(index, loop):
             state, total = loop
             step_key = jax.random.fold_in(jax.random.fold_in(key, 1), index)
@@ -346,7 +353,9 @@ def _train_steps(
         )
         return state, total / count.astype(jnp.float32)
 
-    return jax.vmap(one)(key, state) if key.ndim else one(key, state)
+    if not key.ndim:
+        return one(key, state, data)
+    return jax.vmap(one, in_axes=(0, 0, data_axes))(key, state, data)
 
 
 @contextlib.contextmanager

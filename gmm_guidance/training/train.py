@@ -1,13 +1,13 @@
-"""Train ``BlockMLP`` denoisers on a mixture: several seeds at once, resumable."""
+"""Train ``BlockMLP`` denoisers on a mixture or on points: several seeds at once."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,27 +18,28 @@ from jax.sharding import Mesh
 from gmm_guidance._runtime.checks import check_key
 from gmm_guidance.mixture.draw import sample_batch
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.parameters import MixtureParameters
 from gmm_guidance.sharding import num_batch_parts, replicate, shard_batch
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
-from gmm_guidance.training.config import TrainingConfig
+from gmm_guidance.training.config import Points, TrainingConfig, as_points
 from gmm_guidance.training.fit import Progress, fit
 from gmm_guidance.training.trained import TrainedDenoiser, TrainingRun
 
 
 def train_denoiser(
     key: jax.Array,
-    mixture: GaussianMixture,
+    data: GaussianMixture | Points,
     config: TrainingConfig = TrainingConfig(),
     *,
     progress: bool | Progress = False,
     checkpoint: str | os.PathLike | None = None,
     mesh: Mesh | None = None,
 ) -> TrainedDenoiser:
-    """Train one denoiser on a mixture; see ``train_denoisers`` for the arguments."""
+    """Train one denoiser; see ``train_denoisers`` for the arguments."""
     check_key(key)
     run = train_denoisers(
         key[None],
-        mixture,
+        data,
         config,
         progress=progress,
         checkpoint=checkpoint,
@@ -49,7 +50,7 @@ def train_denoiser(
 
 def train_denoisers(
     keys: jax.Array,
-    mixture: GaussianMixture,
+    data: GaussianMixture | Points,
     config: TrainingConfig = TrainingConfig(),
     *,
     progress: bool | Progress = False,
@@ -58,14 +59,17 @@ def train_denoisers(
 ) -> TrainingRun:
     """Train denoisers of several seeds together, keeping them at several lengths.
 
-    The loss is EDM's: squared error of the denoised sample, weighted by
-    ``(sigma^2 + s^2) / (sigma s)^2`` so that each noise level starts at equal weight
-    (Karras et al. 2022, Table 1), with ``ln sigma`` normal around the mixture's scale.
+    The loss is the mean squared error of what the network predicts, with weight one,
+    and ``ln sigma`` is normal around that of the data's scale. For ``"edm"`` this is
+    EDM's loss: the squared error of the denoised sample with the weight ``(sigma^2 +
+    s^2) / (sigma s)^2`` (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
     Args:
         keys: JAX random keys ``[num_seeds]``; a seed's result depends on its key alone
             (up to the rounding of batched matrix products).
-        mixture: the data.
+        data: a mixture, from which batches are drawn; or a pair of samples ``[n, d]``
+            and labels ``[n]``, integers from 0 on, a finite set from which they are
+            drawn with replacement.
         config: see ``TrainingConfig``.
         progress: ``True`` for a progress bar with loss and speed, or a callable that is
             told ``TrainingProgress`` every few steps.
@@ -81,30 +85,54 @@ def train_denoisers(
     Raises:
         Interrupted: on SIGINT and SIGTERM, once the current steps are done.
         OSError: if the checkpoint cannot be written.
-        ValueError: if the checkpoint is a file, damaged as a whole or of another run,
+        ValueError: for points of other shapes, or not finite, or options that need a
+            mixture; if the checkpoint is a file, damaged as a whole or of another run;
             or if the mesh divides neither the seeds nor a batch.
     """
     batch_mesh, place = _on_mesh(mesh, len(keys), config.batch_size)
-    parameters = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(mixture)]
+    mixture = points = None
+    if isinstance(data, GaussianMixture):
+        mixture = data
+        if config.num_points is not None:
+            points = _draw_points(keys, data.parameters, config.num_points)
+    else:
+        data = as_points(data)
+        points = jax.tree.map(jnp.asarray, data)
+        if config.num_points is not None or config.target == "exact":
+            raise ValueError(
+                f"num_points and target='exact' need a mixture, but the data are "
+                f"points; got num_points={config.num_points} and "
+                f"target={config.target!r}."
+            )
+    own_points = mixture is not None and points is not None
     run = fit(
-        _Denoising(config, config.network(mixture), batch_mesh),
+        _Denoising(config, config.network(data), batch_mesh),
         keys,
-        mixture,
+        _Data(mixture, points),
         config,
         description={
             "kind": "gmm_guidance.training.train checkpoint",
-            "mixture": _hash([parameters, mixture.labels.tolist()]),
+            "data": _digest(data),
         },
+        data_axes=_Data(None, 0 if own_points else None),
         progress=progress,
         checkpoint=checkpoint,
         place=place,
     )
-    return TrainingRun(run.networks, config, len(keys), run.losses)
+    networks = tuple(network.as_stack() for network in run.networks)
+    return TrainingRun(networks, config, len(keys), run.losses)
+
+
+class _Data(NamedTuple):
+    """What batches are drawn from: the points, if there are any, else the mixture."""
+
+    mixture: GaussianMixture | None
+    points: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class _Denoising:
-    """The objective: a ``BlockMLP`` that denoises samples of a mixture."""
+    """The objective: a ``BlockMLP`` that denoises samples."""
 
     config: TrainingConfig
     shape: NetworkConfig
@@ -113,15 +141,11 @@ class _Denoising:
     def init(self, key: jax.Array) -> BlockMLP:
         return BlockMLP(self.shape, rngs=nnx.Rngs(key))
 
-    def loss(
-        self, network: BlockMLP, key: jax.Array, mixture: GaussianMixture
-    ) -> jax.Array:
+    def loss(self, network: BlockMLP, key: jax.Array, data: _Data) -> jax.Array:
         config, scale = self.config, self.shape.data_scale
         data_key, sigma_key, noise_key, drop_key = jax.random.split(key, 4)
         n = config.batch_size
-        clean, label = sample_batch(mixture.parameters, data_key, n)
-        if self.batch_mesh is not None:
-            clean, label = (shard_batch(a, self.batch_mesh) for a in (clean, label))
+        clean, label = self._batch(data_key, data)
         log_sigma = config.log_sigma_offset + config.log_sigma_std * jax.random.normal(
             sigma_key, (n,), clean.dtype
         )
@@ -130,13 +154,46 @@ class _Denoising:
             noise_key, clean.shape, clean.dtype
         )
         dropped = jax.random.bernoulli(drop_key, config.label_dropout, (n,))
-        label = jnp.where(dropped, mixture.num_labels, label)
+        label = jnp.where(dropped, self.shape.num_labels, label)
         target = clean
-        if config.target == "exact":
-            target = mixture.denoise(noisy, sigma, label)
-        error = jnp.sum((network(noisy, sigma, label) - target) ** 2, axis=1)
-        weight = (sigma**2 + scale**2) / (sigma * scale) ** 2
-        return jnp.mean(weight * error) / clean.shape[1]
+        if config.target == "exact" and data.mixture is not None:
+            target = data.mixture.denoise(noisy, sigma, label)
+        keep = None
+        if config.block_dropout:
+            shape = (self.shape.num_blocks, n)
+            skip_key = jax.random.fold_in(drop_key, 1)
+            keep = ~jax.random.bernoulli(skip_key, config.block_dropout, shape)
+            keep = keep.at[0].set(True)
+        output = network.predict(noisy, sigma, label, keep)
+        kind, level = self.shape.scaled_prediction(), sigma[:, None]
+        if config.prediction == "edm":
+            error = jnp.sum((kind.denoised(output, noisy, level) - target) ** 2, axis=1)
+            weight = (sigma**2 + scale**2) / (sigma * scale) ** 2
+            return jnp.mean(weight * error) / clean.shape[1]
+        return jnp.mean((output - kind.output(target, noisy, level)) ** 2)
+
+    def _batch(self, key: jax.Array, data: _Data) -> tuple[jax.Array, jax.Array]:
+        n = self.config.batch_size
+        if data.points is not None:
+            samples, labels = data.points
+            chosen = jax.random.randint(key, (n,), 0, len(samples))
+            batch = samples[chosen], labels[chosen]
+        elif data.mixture is not None:
+            batch = sample_batch(data.mixture.parameters, key, n)
+        if self.batch_mesh is None:
+            return batch
+        clean, label = (shard_batch(a, self.batch_mesh) for a in batch)
+        return clean, label
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _draw_points(
+    keys: jax.Array, mixture: MixtureParameters, num_points: int
+) -> tuple[jax.Array, jax.Array]:
+    """A set for each seed: ``[seeds, num_points, d]`` and labels."""
+    return jax.vmap(
+        lambda key: sample_batch(mixture, jax.random.fold_in(key, 2), num_points)
+    )(keys)
 
 
 def _on_mesh(
@@ -156,12 +213,17 @@ def _on_mesh(
         return mesh, lambda run: replicate(run, mesh)
 
     def divide_seeds(run: Any) -> Any:
-        state, keys, mixture = run
+        state, keys, data = run
         state, keys = jax.tree.map(lambda a: shard_batch(a, mesh), (state, keys))
-        return state, keys, replicate(mixture, mesh)
+        return state, keys, replicate(data, mesh)
 
     return None, divide_seeds
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+def _digest(data: GaussianMixture | tuple[np.ndarray, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    labels = (data.labels,) if isinstance(data, GaussianMixture) else ()
+    for leaf in (*jax.tree.leaves(data), *labels):
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]

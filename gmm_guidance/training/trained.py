@@ -16,7 +16,7 @@ from gmm_guidance._runtime.tensor_files import (
     load_tree,
     save_tree,
 )
-from gmm_guidance.blocks.process_stack import WrappedStack
+from gmm_guidance.blocks.process_stack import ProcessStack, WrappedStack
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
 from gmm_guidance.training.config import TrainingConfig
 
@@ -32,18 +32,18 @@ class TrainedDenoiser(WrappedStack):
     A ``Denoiser`` and a ``BlockStack``; further attributes are those of the network.
 
     Attributes:
-        network: the network.
+        network: the network, a ``BlockMLP`` in a ``ProcessStack``.
         config: configuration of the training run.
         step: number of training steps behind these weights.
     """
 
-    network: BlockMLP
+    network: ProcessStack
     config: TrainingConfig = dataclasses.field(metadata={"static": True})
     step: int = dataclasses.field(metadata={"static": True})
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write weights and configuration to one file; returns its path."""
-        return save_tree(path, self.network, self._description())
+        return save_tree(path, self.network.backbone, self._description())
 
     @classmethod
     def load(
@@ -62,12 +62,12 @@ class TrainedDenoiser(WrappedStack):
         """
         found = _read(path, _KIND, config)
         network = load_tree(path, _abstract_network(_network_config(found)))
-        return cls(network, _training_config(found), found["step"])
+        return cls(network.as_stack(), _training_config(found), found["step"])
 
     def _description(self) -> dict[str, Any]:
         return {
             "kind": _KIND,
-            "network": dataclasses.asdict(self.network.config),
+            "network": dataclasses.asdict(self.network.backbone.config),
             "training": dataclasses.asdict(self.config),
             "step": self.step,
         }
@@ -78,13 +78,14 @@ class TrainingRun:
     """Denoisers of several seeds at several training lengths, from one run.
 
     Attributes:
-        networks: a ``BlockMLP`` for each snapshot; its arrays have a leading seed axis.
+        networks: a ``BlockMLP`` in a ``ProcessStack`` for each snapshot, whose arrays
+            have a leading seed axis.
         config: configuration of the run, which names the snapshots.
         num_seeds: number of seeds.
         losses: mean training loss before each snapshot, ``[num_seeds]`` each.
     """
 
-    networks: tuple[BlockMLP, ...]
+    networks: tuple[ProcessStack, ...]
     config: TrainingConfig
     num_seeds: int
     losses: tuple[jax.Array, ...]
@@ -110,11 +111,12 @@ class TrainingRun:
         """Write all snapshots and seeds to one file; returns its path."""
         description = {
             "kind": _RUN_KIND,
-            "network": dataclasses.asdict(self.networks[0].config),
+            "network": dataclasses.asdict(self.networks[0].backbone.config),
             "training": dataclasses.asdict(self.config),
             "num_seeds": self.num_seeds,
         }
-        return save_tree(path, (self.networks, self.losses), description)
+        backbones = tuple(network.backbone for network in self.networks)
+        return save_tree(path, (backbones, self.losses), description)
 
     @classmethod
     def load(
@@ -131,7 +133,8 @@ class TrainingRun:
         )
         loss = jax.ShapeDtypeStruct((num_seeds,), jax.numpy.float32)
         networks, losses = load_tree(path, ((seeds,) * count, (loss,) * count))
-        return cls(networks, training, num_seeds, losses)
+        stacks = tuple(network.as_stack() for network in networks)
+        return cls(stacks, training, num_seeds, losses)
 
 
 def _read(
@@ -140,6 +143,13 @@ def _read(
     found = load_description(path)
     if found.get("kind") != kind:
         raise ValueError(f"{path} holds a {found.get('kind')!r}, expected {kind!r}.")
+    for name, kind_of in (("network", NetworkConfig), ("training", TrainingConfig)):
+        other = {f.name for f in dataclasses.fields(kind_of)} ^ set(found[name])
+        if other:
+            raise ValueError(
+                f"{path} was written by another version of gmm_guidance, whose {name} "
+                f"configuration differs in {', '.join(sorted(other))}. Train again."
+            )
     if config is not None:
         expected = dataclasses.asdict(config)
         expected["snapshots"] = list(config.snapshots)  # as JSON has it

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gmm_guidance import BlockMLP, NetworkConfig
+from gmm_guidance import BlockMLP, NetworkConfig, ProcessStack
 
 
 def abstract(config: NetworkConfig) -> Any:
     """The network without numbers: built by tracing, which is fast."""
-    return jax.eval_shape(lambda: BlockMLP(config, rngs=nnx.Rngs(0)))
+    return jax.eval_shape(lambda: BlockMLP(config, rngs=nnx.Rngs(0)).as_stack())
 
 
-def random_network(seed: int = 0, **config) -> BlockMLP:
+def random_network(seed: int = 0, **config) -> ProcessStack:
     """Normal parameters, of a size that keeps activations at order one."""
     rng = np.random.default_rng(seed)
     config = {"dim": 2, "num_labels": 3, "width": 8, "num_blocks": 5, **config}
@@ -30,11 +30,11 @@ def random_network(seed: int = 0, **config) -> BlockMLP:
     return jax.tree.map(draw, abstract(NetworkConfig(**config)))
 
 
-def without_blocks(network: BlockMLP, dropped) -> BlockMLP:
+def without_blocks(network: ProcessStack, dropped) -> ProcessStack:
     """A shallower network with the other blocks' parameters and all the rest."""
     keep = np.setdiff1d(np.arange(network.num_blocks), np.asarray(dropped))
     shallow = abstract(dataclasses.replace(network.config, num_blocks=len(keep)))
     for name in ("embed_sample", "embed_noise", "embed_label", "norm", "output"):
-        setattr(shallow, name, getattr(network, name))
-    shallow.blocks = jax.tree.map(lambda a: a[keep], network.blocks)
+        setattr(shallow.backbone, name, getattr(network, name))
+    shallow.backbone.blocks = jax.tree.map(lambda a: a[keep], network.blocks)
     return shallow

@@ -42,7 +42,7 @@ def untrained(store, mixture, config, num_seeds) -> gg.TrainingRun:
     """What ``networks.trained`` returns, with random weights: saves compilation."""
     shape = config.network(mixture)
     abstract = nnx.eval_shape(
-        lambda: gg.BlockMLP(shape, rngs=nnx.Rngs(jax.random.key(0)))
+        lambda: gg.BlockMLP(shape, rngs=nnx.Rngs(jax.random.key(0))).as_stack()
     )
     random = np.random.default_rng(mixture.dim)
 

@@ -40,7 +40,7 @@ class Setting:
 
 def network(seed=0):
     config = gg.NetworkConfig(1, 2, 8, 3, data_scale=1.0)
-    return gg.BlockMLP(config, rngs=nnx.Rngs(jax.random.key(seed)))
+    return gg.BlockMLP(config, rngs=nnx.Rngs(jax.random.key(seed))).as_stack()
 
 
 DIFFERENT = [
@@ -99,7 +99,7 @@ import gmm_guidance as gg
 from toy_experiments.common.identity import digest_of
 from toy_experiments.common.sweep import rule_metrics
 config = gg.NetworkConfig(1, 2, 8, 3, data_scale=1.0)
-network = gg.BlockMLP(config, rngs=nnx.Rngs(jax.random.key(0)))
+network = gg.BlockMLP(config, rngs=nnx.Rngs(jax.random.key(0))).as_stack()
 print(digest_of(rule_metrics, [network, gg.AutoGuidance(network, 2.0)]))
 """
 

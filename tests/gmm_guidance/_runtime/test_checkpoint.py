@@ -197,6 +197,31 @@ def test_another_configuration_is_refused(denoiser, run, tmp_path, options, mess
         TrainingRun.load(run.save(tmp_path / "run"), config)
 
 
+def test_kinds_of_networks_come_back(tmp_path):
+    kinds = {"prediction": "velocity", "block": "attention"}
+    network = random_network(**kinds)
+    config = dataclasses.replace(CONFIG, **kinds, block_dropout=0.1, num_points=7)
+    path = TrainedDenoiser(network, config, 2).save(tmp_path / "denoiser")
+    loaded = TrainedDenoiser.load(path, config)
+    assert_same(loaded.network, network)
+    assert (loaded.config, loaded.prediction) == (config, network.prediction)
+    with pytest.raises(ValueError, match="prediction is 'velocity', expected 'edm'"):
+        TrainedDenoiser.load(path, CONFIG)
+
+
+@pytest.mark.parametrize("part", ["network", "training"])
+def test_a_file_of_an_earlier_version_is_refused(denoiser, run, tmp_path, part):
+    """Before networks had kinds, none of these fields was written."""
+    for made in (denoiser, run):
+        path = made.save(tmp_path / "file")
+        description = load_description(path)
+        del description[part]["block"], description[part]["prediction"]
+        save_tree(path, {}, description)
+        message = f"another version.* {part} .*in block, prediction. Train again"
+        with pytest.raises(ValueError, match=message):
+            type(made).load(path)
+
+
 def test_a_file_of_another_kind_is_refused(denoiser, run, tmp_path):
     with pytest.raises(ValueError, match="TrainedDenoiser', expected .*TrainingRun'"):
         TrainingRun.load(denoiser.save(tmp_path / "denoiser"))
@@ -208,7 +233,7 @@ def test_weights_that_are_not_the_described_network_are_refused(denoiser, tmp_pa
     path = denoiser.save(tmp_path / "denoiser")
     wider = jax.tree.map(
         lambda a: jnp.zeros(a.shape, a.dtype),
-        abstract(dataclasses.replace(NETWORK.config, width=9)),
+        abstract(dataclasses.replace(NETWORK.config, width=9)).backbone,
     )
     save_tree(path, wider, load_description(path))
     with pytest.raises(ValueError, match="denoiser does not fit: .*expected"):

@@ -128,7 +128,7 @@ def test_random_masks_are_averaged_whatever_the_batches():
 
 LINE = gg.presets.two_modes()
 KINDS = {
-    "edm": (gg.VE(), gg.EDMPrediction(float(np.sqrt(17.0)))),
+    "edm": (gg.VE(), gg.ScaledPrediction("edm", float(np.sqrt(17.0)))),
     "epsilon": (gg.VE(), "epsilon"),
 }
 

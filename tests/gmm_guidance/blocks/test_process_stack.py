@@ -13,7 +13,7 @@ from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.parameterization import (
     PREDICTIONS,
-    EDMPrediction,
+    ScaledPrediction,
     from_denoised,
     to_denoised,
 )
@@ -181,7 +181,7 @@ def test_edm_predictions_are_v_predictions_of_whitened_data():
     rng = np.random.default_rng(3)
     output = rng.normal(size=(3, 2)).astype(np.float32)
     x = rng.normal(size=(3, 2)) * np.sqrt(scale**2 + sigma[:, None] ** 2) + mean
-    edm = ProcessStack(lambda *_: output, VE(), EDMPrediction(scale, mean))
+    edm = ProcessStack(lambda *_: output, VE(), ScaledPrediction("edm", scale, mean))
     whitened = ProcessStack(lambda *_: -output, VP(), "v")
     expected = whitened(jnp.asarray((x - mean) / scale, jnp.float32), sigma / scale)
     x = jnp.asarray(x, jnp.float32)
@@ -241,10 +241,10 @@ def test_refusals():
     with pytest.raises(ValueError, match="needs a network with a learned variance"):
         plain(x, 1.0)
     assert not is_block_stack(plain)
-    with pytest.raises(ValueError, match="unknown kind .*EDMPrediction"):
+    with pytest.raises(ValueError, match="unknown kind .*ScaledPrediction"):
         ProcessStack(Parts(), VE(), "edm")
     with pytest.raises(ValueError, match="scale must be finite and above 0"):
-        EDMPrediction(0.0)
+        ScaledPrediction("edm", 0.0)
     with pytest.raises(TypeError, match="Parts is not. .* by ProcessStack"):
         evaluate_passes(Parts(), x, jnp.ones(()), Pass(None))
     wrong = Parts()

@@ -14,7 +14,7 @@ from oracles.clocks import EVERY_CLOCK, chain, column, noised, scales
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.diffusion.parameterization import (
     PREDICTIONS,
-    EDMPrediction,
+    ScaledPrediction,
     from_denoised,
     from_sigma_space,
     to_denoised,
@@ -177,7 +177,11 @@ def test_sigma_space_and_back_at_a_scalar_time(pair):
 def test_training_targets_are_the_predictions_of_a_known_sample(pair, process, times):
     """Where the posterior is one point, in coordinates of the process."""
     clean, noise = pair
-    kinds = (*PREDICTIONS, EDMPrediction(1.7, (0.5, -1.0)))
+    scaled = [
+        ScaledPrediction(kind, 1.7, (0.5, -1.0))
+        for kind in ("edm", "epsilon", "velocity", "x0")
+    ]
+    kinds = (*PREDICTIONS, *scaled)
 
     @jax.jit
     def both(sigma):

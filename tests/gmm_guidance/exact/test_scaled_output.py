@@ -15,7 +15,7 @@ MIXTURE = gg.GaussianMixture(
 STD, DISTANCE = 1.0 / S, 4.0 / S
 LOW, HIGH = 0.002, 20.0
 CASES = {
-    "edm": (gg.VE(), gg.EDMPrediction(1.0)),
+    "edm": (gg.VE(), gg.ScaledPrediction("edm", 1.0)),
     "epsilon": (gg.VE(), "epsilon"),
     "velocity": (gg.RectifiedFlow(), "velocity"),
     "x0": (gg.VE(), "x0"),
@@ -75,7 +75,7 @@ def test_shifts_have_closed_forms():
     # A data standard deviation equal to the mode's: outward by exactly 1 + g.
     same = gg.exact.scaled_output_change(
         gg.VE(),
-        gg.EDMPrediction(STD),
+        gg.ScaledPrediction("edm", STD),
         g,
         std=STD,
         distance=DISTANCE,

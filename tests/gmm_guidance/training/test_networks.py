@@ -12,7 +12,7 @@ from oracles.block_networks import random_network
 
 from gmm_guidance import BlockMLP, NetworkConfig
 from gmm_guidance.blocks.stack import is_block_stack
-from gmm_guidance.training.block_mlp import precondition
+from gmm_guidance.diffusion.parameterization import ScaledPrediction
 
 SCALE, MEAN = 2.0, (1.0, -3.0)
 NETWORK = random_network(data_scale=SCALE, data_mean=MEAN, num_blocks=3)
@@ -57,9 +57,10 @@ def test_preconditioning_keeps_unit_variance(sigma):
     rng = np.random.default_rng(0)
     clean = SCALE * rng.normal(size=200_000)
     noisy = clean + sigma * rng.normal(size=200_000)
-    c = precondition(np.float32(sigma), SCALE)
-    assert np.std(c.input * noisy) == pytest.approx(1.0, rel=0.02)
-    target = (clean - c.skip * noisy) / c.out
+    inputs = noisy / np.hypot(sigma, SCALE)
+    assert np.std(inputs) == pytest.approx(1.0, rel=0.02)
+    skip, out = ScaledPrediction("edm", SCALE).coefficients(np.float32(sigma))
+    target = (clean - skip * noisy) / out
     assert np.std(target) == pytest.approx(1.0, rel=0.02)
     # c_skip is the best linear guess: what is left does not correlate with the input.
     assert abs(np.corrcoef(target, noisy)[0, 1]) < 0.01

@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
     before = contents(path)
     for keys, mixture, message in (
         (KEYS[::-1], MIXTURE, "another run: key is"),
-        (KEYS, GaussianMixture([[-2.0], [2.0]], 1.0, labels=[1, 0]), "mixture is"),
+        (KEYS, GaussianMixture([[-2.0], [2.0]], 1.0, labels=[1, 0]), "data is"),
     ):
         with pytest.raises(ValueError, match=f"{message} .*Delete it"):
             train(keys, mixture, checkpoint=path)
