@@ -20,7 +20,7 @@ def main():
         out = gg.quantile_map(
             denoiser, 1, guidance=rule, schedule=schedule, solver="dpmpp_2m"
         )
-        cost = gg.expected_cost(rule, schedule, num_blocks=1, solver="dpmpp_2m")
+        cost = gg.expected_cost(rule, schedule, 1, solver="dpmpp_2m")
         mean, std = float(out.mean()), float(out.std())
         print(f"{name:23} mean {mean:.3f}  std {std:.3f}", end="  ")
         print(f"forward passes {cost.shared:g}")

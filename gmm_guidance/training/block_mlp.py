@@ -251,7 +251,7 @@ class BlockMLP(nnx.Module):
             label = jnp.full(x_t.shape[:1], config.num_labels, jnp.int32)
         context = self.embed_noise(features) + self.embed_label(label)
         if kind.tokens:
-            positions = self.embed_position(jnp.arange(config.dim))
+            positions = self.embed_position(jnp.arange(config.dim))[None]
             return self.embed_sample(inputs[..., None]) + positions, nnx.silu(context)
         hidden = self.embed_sample(inputs)
         return hidden + context if kind.at_input else hidden, nnx.silu(context)
