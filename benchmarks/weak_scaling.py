@@ -84,11 +84,12 @@ def count_here(model: str, per_device: int, kind: str) -> dict[str, Any]:
     from flax import nnx
 
     import gmm_guidance as gg
+    from benchmarks.program_cost import program_cost
     from full_models import as_stack
     from full_models.models.dit.config import DiTConfig
     from full_models.models.dit.network import DiT
     from full_models.models.dit.weights import PLACEMENT
-    from gmm_guidance.sharding import batch_sharding, placements, program_cost
+    from gmm_guidance.sharding import batch_sharding, placements
 
     count = jax.device_count()
     mesh = gg.MeshConfig(fsdp=count if kind == "fsdp" else 1).build()

@@ -1,4 +1,4 @@
-"""Many devices: one mesh, placement by the paths of parameters, counted work."""
+"""Many devices: one mesh, placement by the paths of parameters, batches."""
 
 from gmm_guidance.sharding.batches import (
     batch_parts,
@@ -14,22 +14,18 @@ from gmm_guidance.sharding.mesh import (
     num_batch_parts,
 )
 from gmm_guidance.sharding.placement import PathRules, place, placements, put, replicate
-from gmm_guidance.sharding.program_cost import Collective, ProgramCost, program_cost
 
 __all__ = [
     "AXES",
     "BATCH_AXES",
-    "Collective",
     "MeshConfig",
     "PathRules",
-    "ProgramCost",
     "batch_parts",
     "batch_sharding",
     "local_part",
     "num_batch_parts",
     "place",
     "placements",
-    "program_cost",
     "put",
     "replicate",
     "run_divided",

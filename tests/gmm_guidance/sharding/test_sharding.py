@@ -12,11 +12,11 @@ from jax.sharding import AxisType, PartitionSpec
 from support.processes import run_python
 
 import gmm_guidance as gg
+from benchmarks.program_cost import collectives_in, program_cost
 from full_models.models.dit.config import DiTConfig
 from full_models.models.dit.network import DiT
 from full_models.models.dit.weights import PLACEMENT
-from gmm_guidance.sharding import batch_parts, placements, program_cost
-from gmm_guidance.sharding.program_cost import collectives_in
+from gmm_guidance.sharding import batch_parts, placements
 
 # One program with eight simulated devices answers all questions: JAX starts once.
 _PROGRAM = """
@@ -30,7 +30,8 @@ from full_models.models.dit.config import SIT, DiTConfig
 from full_models.models.dit.network import DiT
 from full_models.models.dit.weights import PLACEMENT
 from gmm_guidance._runtime.tensor_files import named_leaves
-from gmm_guidance.sharding import program_cost, shard_batch
+from benchmarks.program_cost import program_cost
+from gmm_guidance.sharding import shard_batch
 
 config = DiTConfig(input_size=8, patch_size=2, in_channels=4, width=32, depth=4,
     num_heads=4, num_labels=10, learn_sigma=False, **SIT)

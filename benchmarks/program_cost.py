@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -26,8 +27,8 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: ``"all-gather"``, say.
-        shapes: of its results, on one device.
-        bytes: of its results, on one device.
+        shapes: shapes of its results on one device.
+        bytes: size of its results on one device.
     """
 
     kind: str
@@ -39,13 +40,7 @@ class ProgramCost(NamedTuple):
     """Work of a compiled program on one device.
 
     The body of a loop counts as often as the compiler knows it to run, and once where
-    it does not.
-
-    Attributes:
-        flops: floating-point operations.
-        bytes_accessed: bytes read and written, the compiler's estimate.
-        temporary_bytes: memory beside inputs and outputs.
-        collectives: all communications, those in loops once.
+    it does not; communications in loops count once.
     """
 
     flops: float
@@ -56,14 +51,11 @@ class ProgramCost(NamedTuple):
 
 def program_cost(compiled: Any) -> ProgramCost:
     """Count the work of ``jax.jit(f).lower(...).compile()``."""
-    cost = compiled.cost_analysis() or {}
-    if isinstance(cost, (list, tuple)):  # one entry for each program, in older versions
-        cost = cost[0]
-    memory = compiled.memory_analysis()
+    cost = compiled.cost_analysis()
     return ProgramCost(
         float(cost.get("flops", float("nan"))),
         float(cost.get("bytes accessed", float("nan"))),
-        int(memory.temp_size_in_bytes),
+        int(compiled.memory_analysis().temp_size_in_bytes),
         collectives_in(compiled.as_text()),
     )
 
@@ -71,10 +63,7 @@ def program_cost(compiled: Any) -> ProgramCost:
 def collectives_in(text: str) -> tuple[Collective, ...]:
     """The communications in a compiled program's text."""
     found = []
-    for line in text.splitlines():
-        match = _OPERATION.search(line)
-        if match is None:
-            continue
+    for match in filter(None, map(_OPERATION.search, text.splitlines())):
         arrays = [
             (m["dtype"], tuple(int(s) for s in m["shape"].split(",") if s))
             for m in _ARRAY.finditer(match["type"])
@@ -83,15 +72,12 @@ def collectives_in(text: str) -> tuple[Collective, ...]:
             Collective(
                 match["kind"],
                 tuple(shape for _, shape in arrays),
-                sum(_bytes(dtype, shape) for dtype, shape in arrays),
+                sum(_bytes(dtype) * math.prod(shape) for dtype, shape in arrays),
             )
         )
     return tuple(found)
 
 
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+def _bytes(dtype: str) -> int:
     bits = _BITS.fullmatch(dtype)
-    size = max(int(bits[1]) // 8, 1) if bits else 1
-    for length in shape:
-        size *= length
-    return size
+    return max(int(bits[1]) // 8, 1) if bits else 1
