@@ -12,6 +12,7 @@ from gmm_guidance.analysis.error_budget import (
     error_budget,
 )
 from gmm_guidance.analysis.weak_pass_effect import WeakPassEffect, weak_pass_effect
+from gmm_guidance.analysis.weak_pass_profile import WeakPassProfile
 from gmm_guidance.blocks import drop
 from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
 from gmm_guidance.blocks.process_stack import ProcessStack
@@ -120,6 +121,7 @@ __all__ = [
     "VE",
     "VP",
     "WeakPassEffect",
+    "WeakPassProfile",
     "Windowed",
     "calibrate",
     "decompose",

@@ -93,6 +93,7 @@ def calibrate(
         features=chosen,
         sigmas=levels,
         products=moments.products,
+        output_products=moments.output,
         data_variance=moments.clean,
         num_samples=num_samples,
         block_costs=relative_costs(model) if is_block_stack(model) else np.zeros(0),

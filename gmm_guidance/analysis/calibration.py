@@ -13,6 +13,7 @@ import numpy as np
 
 from gmm_guidance._runtime.files import write_text
 from gmm_guidance.analysis.regression import Fit, best_subset, fit, gain
+from gmm_guidance.analysis.weak_pass_profile import Direction, WeakPassProfile
 from gmm_guidance.guidance import S2Guidance
 from gmm_guidance.guidance.calibrated import (
     CFG_FEATURE,
@@ -67,6 +68,9 @@ class Calibration:
         products: mean inner products per element in groups of samples, ``[S, G, Z,
             Z]``: features, residual ``x0 - D_c``, and, with a mixture, the error
             ``D* - D_c``.
+        output_products: those of the network's own output with the same and with
+            itself, ``[S, G, Z + 1]``; ``None`` for a model whose parameterization is
+            not known, because it is not a ``ProcessStack``.
         data_variance: mean square of the data about its mean, per element.
         num_samples: samples at each level.
         block_costs: fraction of a pass that each block of the model costs,
@@ -77,6 +81,7 @@ class Calibration:
     features: tuple[Feature, ...]
     sigmas: np.ndarray
     products: np.ndarray
+    output_products: np.ndarray | None
     data_variance: float
     num_samples: int
     block_costs: np.ndarray
@@ -237,6 +242,50 @@ class Calibration:
             points.append(self._point(tuple(self.features[k] for k in chosen)))
         return points
 
+    def profile(self) -> WeakPassProfile:
+        """The directions in which the correction of each dropped block points.
+
+        Raises:
+            ValueError: if no feature drops blocks.
+        """
+        weak = [f for f in self.features if not isinstance(f, str)]
+        if not weak:
+            raise ValueError(
+                "no dropped block was measured; calibrate with features such as (1,)."
+            )
+        count = self.products.shape[-1]
+        products = self.products
+        if self.output_products is not None:
+            own = self.output_products
+            products = np.concatenate([products, own[..., None, :-1]], axis=-2)
+            products = np.concatenate([products, own[..., None]], axis=-1)
+        rows = np.eye(products.shape[-1])
+        kept = [rows[self.features.index(f)] for f in weak]
+        names = [feature_name(f) for f in weak]
+        single = [row for row, f in zip(kept, weak, strict=True) if len(f) == 1]
+        if len(single) > 1:
+            kept.append(np.mean(single, axis=0))
+            names.append("mean of blocks")
+        kept.append(rows[len(self.features)])
+        directions: list[Direction] = []
+        if self.output_products is not None:
+            directions.append("output")
+            kept.append(rows[count])
+        if CFG_FEATURE in self.features:
+            directions.append("cfg")
+            kept.append(rows[self.features.index(CFG_FEATURE)])
+        if self.has_truth:
+            directions.append("learning_error")
+            kept.append(rows[len(self.features) + 1])
+        select = np.stack(kept)
+        return WeakPassProfile(
+            self.sigmas,
+            self.weights,
+            tuple(names),
+            tuple(directions),
+            select @ products @ select.T,
+        )
+
     # -- rules ----------------------------------------------------------------------
 
     def rule(
@@ -309,6 +358,8 @@ class Calibration:
             )
         for name in ("sigmas", "products", "block_costs"):
             found[name] = np.array(found[name])
+        if found["output_products"] is not None:
+            found["output_products"] = np.array(found["output_products"])
         found["features"] = tuple(
             f if isinstance(f, str) else tuple(f) for f in found["features"]
         )

@@ -19,6 +19,8 @@ from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.evaluate import evaluate_passes
+from gmm_guidance.diffusion.parameterization import Prediction, denoised_at_sigma
+from gmm_guidance.diffusion.process import Process
 from gmm_guidance.guidance.calibrated import Feature, feature_passes
 from gmm_guidance.guidance.rule import full_precision
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
@@ -32,10 +34,14 @@ class Moments(NamedTuple):
     Attributes:
         products: ``[S, G, F + 1 (+ 1), same]``: features in their order, then the
             residual ``x0 - D_c``, then the error ``D* - D_c`` if the truth is known.
+        output: mean inner products of the network's own output ``D_c - a x`` with the
+            same and with itself, ``[S, G, Z + 1]``; ``None`` if the parameterization of
+            the model is not known.
         clean: mean square of ``x0`` about its mean, a scalar.
     """
 
     products: np.ndarray
+    output: np.ndarray | None
     clean: float
 
 
@@ -60,6 +66,7 @@ def gather_moments(
     mixture = data if isinstance(data, GaussianMixture) else None
     arrays, static = split((model, mixture))
     levels = jnp.asarray(sigmas, jnp.result_type(float))
+    own = _parameterization(model)
     totals, counts = [], []
     values: list[np.ndarray] = []
     for group in range(num_groups):
@@ -71,7 +78,7 @@ def gather_moments(
             group_key, data, label, group, num_groups, size, batch_size
         ):
             sums = _products(
-                static, tuple(features), arrays, levels, clean, labels, noise
+                static, tuple(features), own, arrays, levels, clean, labels, noise
             )
             total = total + np.asarray(sums, np.float64)
             count += len(clean)
@@ -82,13 +89,23 @@ def gather_moments(
         progress(group + 1, num_groups)
     products = np.stack(totals, axis=1) / np.array(counts)[None, :, None, None]
     every = np.concatenate(values)
-    return Moments(products, float(np.mean((every - every.mean(axis=0)) ** 2)))
+    variance = float(np.mean((every - every.mean(axis=0)) ** 2))
+    if own is None:
+        return Moments(products, None, variance)
+    return Moments(products[..., :-1, :-1], products[..., -1, :], variance)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def _parameterization(model: Any) -> tuple[Process, Prediction] | None:
+    """Process and prediction of a ``ProcessStack``, also of one inside a wrapper."""
+    found = getattr(model, "process", None), getattr(model, "prediction", None)
+    return None if None in found else found  # type: ignore[return-value]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _products(
     static: Static,
     features: tuple[Feature, ...],
+    own: tuple[Process, Prediction] | None,
     arrays: list[Any],
     sigmas: jax.Array,
     clean: jax.Array,
@@ -106,6 +123,12 @@ def _products(
         rows = [cond[None] - others, (clean - cond)[None]]
         if mixture is not None:
             rows.append((mixture.denoise(x, sigma, label) - cond)[None])
+        if own is not None:
+            process, prediction = own
+            without = denoised_at_sigma(
+                process, jnp.zeros_like(x), x, sigma, prediction
+            )
+            rows.append((cond - without)[None])
         z = jnp.concatenate(rows)
         flat = z.reshape(z.shape[0], -1)
         highest = jax.lax.Precision.HIGHEST
