@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_concrete
 from gmm_guidance.blocks.shared_prefix import run_blocks, run_full
-from gmm_guidance.blocks.stack import run_block, run_segment_block
+from gmm_guidance.blocks.stack import run_block
 from gmm_guidance.diffusion.parameterization import (
     Prediction,
     check_prediction,
@@ -97,15 +97,13 @@ class ProcessStack(WrappedStack):
 
     def block(self, index: ArrayLike, hidden: Any, context: Any) -> Any:
         """The state after block ``index``, counted through all segments."""
-        if hasattr(self.backbone, "segment_block"):
-            return run_block(self.backbone, index, hidden, context)
-        return self.backbone.block(index, hidden, context)
+        return run_block(self.backbone, index, hidden, context)
 
     def segment_block(
         self, segment: int, index: ArrayLike, hidden: Any, context: Any
     ) -> Any:
         """The state after block ``index`` of a segment."""
-        return run_segment_block(self.backbone, segment, index, hidden, context)
+        return self.backbone.segment_block(segment, index, hidden, context)
 
     def readout(
         self, hidden: Any, context: Any, x: jax.Array, sigma: ArrayLike

@@ -53,9 +53,8 @@ class Backbone(Protocol):
 
     It sees noisy samples in the scale of its process and the time of its process, and
     returns its own prediction. Optional: ``segments``, the sizes of runs of equal
-    blocks; ``block_costs``, ``sample_shape`` and ``num_labels``. A backbone with a
-    single kind of block may define ``block(index, hidden, context)`` in place of
-    ``segment_block``.
+    blocks (one of all blocks if absent); ``block_costs``, ``sample_shape`` and
+    ``num_labels``.
     """
 
     @property
@@ -131,7 +130,7 @@ def relative_costs(model: Any) -> np.ndarray:
 def run_segment_block(
     model: Any, segment: int, index: ArrayLike, hidden: Any, context: Any
 ) -> Any:
-    """Block ``index``, counted within a segment, of any stack or backbone."""
+    """Block ``index``, counted within a segment, of any stack."""
     if hasattr(model, "segment_block"):
         return model.segment_block(segment, index, hidden, context)
     first = sum(segments_of(model)[:segment])

@@ -256,8 +256,8 @@ class BlockMLP(nnx.Module):
         hidden = self.embed_sample(inputs)
         return hidden + context if kind.at_input else hidden, nnx.silu(context)
 
-    def block(
-        self, index: ArrayLike, hidden: jax.Array, context: jax.Array
+    def segment_block(
+        self, segment: int, index: ArrayLike, hidden: jax.Array, context: jax.Array
     ) -> jax.Array:
         """The state after block ``index``."""
         chosen = jax.tree.map(

@@ -14,9 +14,9 @@ from full_models.models.layers import (
     MLP,
     XAVIER,
     ZEROS,
-    LayerNorm,
     Linear,
     attention,
+    layer_norm,
     modulate,
 )
 
@@ -51,7 +51,6 @@ class Block(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         width, dtype = config.width, config.compute_dtype
-        self.norm = LayerNorm(width, rngs=rngs)
         self.attn = Attention(config, rngs=rngs)
         self.mlp = MLP(width, config.mlp_width, dtype, rngs=rngs)
         self.modulation = Linear(
@@ -62,9 +61,9 @@ class Block(nnx.Module):
         """The next tokens, ``[n, T, D]``; condition ``[n, D]``, activated."""
         terms = jnp.split(self.modulation(condition), 6, axis=-1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = terms
-        inner = modulate(self.norm(hidden), shift, scale)
+        inner = modulate(layer_norm(hidden), shift, scale)
         hidden = hidden + gate[:, None] * self.attn(inner)
-        inner = modulate(self.norm(hidden), mlp_shift, mlp_scale)
+        inner = modulate(layer_norm(hidden), mlp_shift, mlp_scale)
         return hidden + mlp_gate[:, None] * self.mlp(inner)
 
 
