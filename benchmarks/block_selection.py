@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.dit_overhead import random_network
-from benchmarks.harness import alternating
+from benchmarks.harness import alternating, temporary_mib
+from benchmarks.s2_overhead import random_network
 from gmm_guidance.blocks.process_stack import ProcessStack
 
 
@@ -81,11 +81,7 @@ def block_selection(
         repeats,
     )
     memory = {
-        f"{key}_temporary_mib": run.lower(network, x, draws[0])
-        .compile()
-        .memory_analysis()
-        .temp_size_in_bytes
-        / 2**20
+        f"{key}_temporary_mib": temporary_mib(run, network, x, draws[0])
         for key, run in programs.items()
     }
     base = np.array(times["kept_index_scan"])

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import gmm_guidance as gg
-from benchmarks.dit_overhead import random_network
 from benchmarks.harness import paired
+from benchmarks.s2_overhead import random_network
 
 _CFG, _S2 = 4.0, 0.25
 

@@ -21,7 +21,7 @@ from gmm_guidance.metrics.optimal_transport import _by_assignment, _by_simplex
 
 _SIZES = (500, 2000, 5000)
 _MOST_SINKHORN = 500  # it is the slowest by far
-_REGULARISATION = 0.05  # in units of the squared data
+_REGULARIZATION = 0.05  # in units of the squared data
 
 
 def distances() -> dict[str, Any]:
@@ -86,9 +86,9 @@ def _programs(x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], float]]:
 
 
 def _by_sinkhorn(x: np.ndarray, y: np.ndarray) -> float:
-    """The root of the cost of the entropic plan, stabilised in log space."""
+    """The root of the cost of the entropic plan, stabilized in log space."""
     cost = ot.sinkhorn2(
-        [], [], cdist(x, y, "sqeuclidean"), _REGULARISATION, method="sinkhorn_log"
+        [], [], cdist(x, y, "sqeuclidean"), _REGULARIZATION, method="sinkhorn_log"
     )
     return float(np.sqrt(cost))
 

@@ -1,6 +1,6 @@
 """Paired timing: two programs in turn, and the median of their ratios.
 
-Machines are shared and drift; a ratio of neighbours holds where a time does not.
+Shared machines drift: ratios of adjacent runs are reproducible where times are not.
 """
 
 from __future__ import annotations
@@ -54,8 +54,14 @@ def seconds(program: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def temporary_mib(run: Any, *arguments: Any) -> float:
+    """Temporary memory of a jitted function's compiled program."""
+    program = run.lower(*arguments).compile()
+    return program.memory_analysis().temp_size_in_bytes / 2**20
+
+
 def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """Description of the machine."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,

@@ -59,17 +59,17 @@ def _accuracy(mixture: gg.GaussianMixture, x: jax.Array) -> dict[str, float]:
 def _score_float64(mixture, x, sigma) -> np.ndarray:
     means = np.asarray(mixture.means, np.float64)
     # The float32 eigenpairs are the mixture; only the arithmetic is in float64.
-    axes = np.asarray(mixture.eigenvectors, np.float64)
+    vectors = np.asarray(mixture.eigenvectors, np.float64)
     total = np.asarray(mixture.variances, np.float64) + sigma**2
     result = np.empty_like(x)
     for part in np.array_split(np.arange(len(x)), 32):
-        y = np.einsum("nki,kij->nkj", means[None] - x[part, None], axes)
+        y = np.einsum("nki,kij->nkj", means[None] - x[part, None], vectors)
         logits = np.asarray(mixture.log_weights, np.float64) - 0.5 * np.sum(
             y**2 / total + np.log(total), axis=-1
         )
         r = np.exp(logits - logits.max(axis=1, keepdims=True))
         r /= r.sum(axis=1, keepdims=True)
-        result[part] = np.einsum("nk,nkj,kij->ni", r, y / total, axes)
+        result[part] = np.einsum("nk,nkj,kij->ni", r, y / total, vectors)
     return result
 
 

@@ -1,6 +1,6 @@
 """The opponent: the same formulas in plain PyTorch, as a competent user writes them.
 
-Log space, covariances diagonalised once, vectorised over points and components, float32
+Log space, covariances diagonalized once, vectorized over points and components, float32
 and all cores; no loop over components, no compilation.
 """
 
@@ -18,15 +18,15 @@ class TorchMixture:
     def __init__(self, means, covariances, weights):
         self.means = torch.tensor(np.asarray(means), dtype=torch.float32)
         exact = torch.as_tensor(np.asarray(covariances, np.float64))
-        variances, axes = torch.linalg.eigh(exact)
-        self.variances, self.axes = variances.float(), axes.float()
+        variances, vectors = torch.linalg.eigh(exact)
+        self.variances, self.vectors = variances.float(), vectors.float()
         self.log_weights = torch.as_tensor(np.asarray(weights)).float().log()
 
     def score(self, x: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         """Score of the noised mixture: x [n, d], sigma a scalar or [n, 1, 1]."""
         total = self.variances + sigma**2  # [K, d] or [n, K, d]
         difference = self.means - x[:, None]  # [n, K, d]
-        coordinates = torch.einsum("nki,kij->nkj", difference, self.axes)
+        coordinates = torch.einsum("nki,kij->nkj", difference, self.vectors)
         pulled = coordinates / total
         logits = (
             self.log_weights
@@ -35,7 +35,7 @@ class TorchMixture:
             - 0.5 * x.shape[1] * math.log(2 * math.pi)
         )
         weights = torch.softmax(logits, dim=-1)
-        return torch.einsum("nk,nkj,kij->ni", weights, pulled, self.axes)
+        return torch.einsum("nk,nkj,kij->ni", weights, pulled, self.vectors)
 
 
 def heun(score, x: torch.Tensor, sigmas) -> torch.Tensor:

@@ -9,7 +9,7 @@ mixture, at the same batch, and sample it under CFG with as many evaluations. Ne
 are matched in parameters: its plain MLP of 25 hidden layers has 24 square matrices, our
 8 residual blocks have 3 each; its default network stands beside 5 of our blocks. What
 differs stays on our side: fresh samples in every step (its data set is fixed), clipping
-of gradients, an average of weights, normalised blocks. Its training loop is run as
+of gradients, an average of weights, normalized blocks. Its training loop is run as
 shipped, with a ``DataLoader``, and fed with batches made beforehand. PyTorch runs with
 one thread or with one for each core, whichever is faster for the case: where other
 programs share the cores, its threads wait for one another.
@@ -110,7 +110,7 @@ def _training(theirs, network, data, mixture, config, batch) -> dict[str, Any]:
             loop = theirs.training_loop(
                 loader, network, schedule, epochs=_STEPS, conditional=True
             )
-            # The loop pauses within a step: this many are finished when it goes on.
+            # The loop pauses within a step: this many are finished when it resumes.
             for done, _ in enumerate(loop):
                 if done == _STEPS:
                     return

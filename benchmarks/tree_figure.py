@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import gmm_guidance as gg
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH, figure_style
+from gmm_guidance._runtime.figure_style import COLORS, PAGE_WIDTH, TRUTH, figure_style
 
 
 def tree_figure(out: Path, train_steps: int = 512) -> dict[str, Any]:
@@ -57,13 +57,13 @@ def tree_figure(out: Path, train_steps: int = 512) -> dict[str, Any]:
         figure, axes = plt.subplots(2, 4, figsize=(PAGE_WIDTH, 3.7))
         clouds = (
             ("exact denoiser", truth, TRUTH),
-            ("exact CFG, scale 4", exact_cfg, COLOURS["cfg"]),
-            ("network", plain, COLOURS["unguided"]),
-            ("network, CFG", guided, COLOURS["cfg"]),
+            ("exact CFG, scale 4", exact_cfg, COLORS["cfg"]),
+            ("network", plain, COLORS["unguided"]),
+            ("network, CFG", guided, COLORS["cfg"]),
         )
-        for ax, (title, points, colour) in zip(axes[0], clouds, strict=True):
+        for ax, (title, points, color) in zip(axes[0], clouds, strict=True):
             x = np.asarray(points)
-            ax.plot(*x.T, ",", color=colour, alpha=0.6, rasterized=True)
+            ax.plot(*x.T, ",", color=color, alpha=0.6, rasterized=True)
             ax.set_title(title)
         extent = (axis[0], axis[-1], axis[0], axis[-1])
         for ax, title, field in (
@@ -72,12 +72,12 @@ def tree_figure(out: Path, train_steps: int = 512) -> dict[str, Any]:
         ):
             ax.imshow(field, origin="lower", extent=extent, cmap="viridis")
             ax.set_title(title)
-        for ax, title, path, colour in (
-            (axes[1, 2], "paths, unguided", plain_path, COLOURS["unguided"]),
-            (axes[1, 3], "paths, CFG", guided_path, COLOURS["cfg"]),
+        for ax, title, path, color in (
+            (axes[1, 2], "paths, unguided", plain_path, COLORS["unguided"]),
+            (axes[1, 3], "paths, CFG", guided_path, COLORS["cfg"]),
         ):
             lines = np.asarray(path)[:, :60]
-            ax.plot(lines[..., 0], lines[..., 1], color=colour, lw=0.3)
+            ax.plot(lines[..., 0], lines[..., 1], color=color, lw=0.3)
             ax.set_title(title)
         for ax in axes.flat:
             ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
