@@ -1,4 +1,4 @@
-"""Diffusion guidance beside the exact answer: mixtures, denoisers, rules, samplers."""
+"""Diffusion guidance with exact references: mixtures, denoisers, rules, samplers."""
 
 from importlib.metadata import version as _version
 

@@ -53,7 +53,7 @@ class Run:
     names: Names
     """Experiments, groups (paper, analysis, related, images), or all."""
     quick: bool = False
-    """Small runs: a few minutes for all."""
+    """Small runs, to check that everything works: about eleven minutes for all."""
     out: Path = Path("results")
     """Results folder."""
     seeds: int | None = None
@@ -65,7 +65,7 @@ class Run:
 
     def __call__(self, rest: Sequence[str] = ()) -> None:
         """Check all configurations, then compute, write and draw."""
-        experiments = find_experiments(self.names)
+        experiments, left_out = self._choose()
         configs = [self._configure(experiment, rest) for experiment in experiments]
         mesh = MeshConfig.parse(self.mesh).build()
         started = time.monotonic()
@@ -75,6 +75,11 @@ class Run:
             store = Store(
                 self.out, reporter, self.fresh, mesh if mesh.size > 1 else None
             )
+            for experiment in left_out:
+                reporter.say(
+                    f"{experiment.name}: skipped; install "
+                    f"'gmm-guidance[{experiment.missing_extra}]' to run it"
+                )
             for experiment, config in zip(experiments, configs, strict=True):
                 reporter.say(f"{experiment.name}: {experiment.summary}")
                 begun = time.monotonic()
@@ -96,6 +101,19 @@ class Run:
             reporter.say(f"finished in {time.monotonic() - started:.0f} s; written:")
             for path in written:
                 reporter.say(f"  {path}")
+
+    def _choose(self) -> tuple[list[Experiment], list[Experiment]]:
+        """The experiments to run, and those of groups whose extra is not installed."""
+        chosen = find_experiments(self.names)
+        left_out = [e for e in chosen if e.missing_extra]
+        for experiment in left_out:
+            if experiment.name in self.names or len(left_out) == len(chosen):
+                raise ValueError(
+                    f"{experiment.name} needs the extra {experiment.missing_extra!r}, "
+                    f"which is not installed; pip install "
+                    f"'gmm-guidance[{experiment.missing_extra}]'."
+                )
+        return [e for e in chosen if not e.missing_extra], left_out
 
     def _configure(self, experiment: Experiment, rest: Sequence[str]) -> Config:
         """The configuration from --quick, --seeds and the experiment's own options."""

@@ -663,4 +663,5 @@ EXPERIMENT = Experiment(
     draw,
     summarize,
     page,
+    needs=("sklearn", "digits"),
 )

@@ -139,7 +139,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(stored_steps(self.folder)):
             try:
-                tree = self._read(step, like)
+                tree = self._read(self.folder / str(step), step, like)
             except _DamagedError as error:
                 damaged[step] = str(error)
                 continue
@@ -221,9 +221,9 @@ class Checkpoints:
             f"({reason}). Free some space, or name another folder."
         )
 
-    def _read(self, step: int, like: Callable[[int], Any]) -> Any:
+    def _read(self, path: Path, step: int, like: Callable[[int], Any]) -> Any:
         args = _orbax().args
-        found = self._read_item(step, record=args.JsonRestore())
+        found = _read_item(path, record=args.JsonRestore())
         with _damage():
             record = found["record"]
             if found["sha256"] != _hash(record) or record["step"] != step:
@@ -241,7 +241,7 @@ class Checkpoints:
         differing = differences({n: _kind(s) for n, s in shapes.items()}, kinds)
         if differing:
             raise _DamagedError("; ".join(differing[:3]))
-        arrays = self._read_item(step, tree=args.StandardRestore(shapes))
+        arrays = _read_item(path, tree=args.StandardRestore(shapes))
         sums = _checksums(arrays)
         bad = [n for n, (_, total) in record["arrays"].items() if total != sums[n]]
         if bad:
@@ -249,14 +249,12 @@ class Checkpoints:
         leaves = [arrays[name] for name in shapes]
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
-    def _read_item(self, step: int, **item: Any) -> Any:
-        assert self.folder is not None
-        ocp = _orbax()
-        with _damage(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            found = reader.restore(
-                self.folder / str(step), args=ocp.args.Composite(**item)
-            )
-            return found[next(iter(item))]
+
+def _read_item(path: Path, **item: Any) -> Any:
+    ocp = _orbax()
+    with _damage(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        found = reader.restore(path, args=ocp.args.Composite(**item))
+        return found[next(iter(item))]
 
 
 def stored_steps(folder: str | os.PathLike) -> list[int]:

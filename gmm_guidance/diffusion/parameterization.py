@@ -293,7 +293,7 @@ def check_prediction(kind: Any) -> None:
         return
     raise ValueError(
         f"unknown kind of prediction {kind!r}; choose one of {', '.join(PREDICTIONS)} "
-        f"or, for EDM's F, an ScaledPrediction with the data's scale and mean."
+        f"or, for EDM's F, a ScaledPrediction with the data's scale and mean."
     )
 
 

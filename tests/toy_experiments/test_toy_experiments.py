@@ -1,5 +1,6 @@
 """The command line and the experiments, run as users run them, in miniature."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -48,6 +49,22 @@ def test_groups_and_all_name_experiments():
     both = find_experiments(["score_fields", "paper", "score_fields"])
     assert sorted(e.name for e in both) == sorted(NAMES)
     assert both[0].name == "score_fields"
+
+
+def test_an_extra_that_is_not_installed(tmp_path, capsys, monkeypatch):
+    """Named, an experiment is refused at once; in a group of several it is skipped."""
+    lacking = dataclasses.replace(
+        EXPERIMENTS["subtract_form"], needs=("no_such_module", "digits")
+    )
+    monkeypatch.setitem(EXPERIMENTS, "subtract_form", lacking)
+    out = str(tmp_path / "r")
+    for named in (["subtract_form"], ["paper", "subtract_form"]):
+        assert run("run", *named, "--out", out) == 2
+        assert "pip install 'gmm-guidance[digits]'" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+    to_run, left_out = cli.Run(("paper",))._choose()
+    assert [e.name for e in to_run] == [n for n in NAMES if n != "subtract_form"]
+    assert left_out == [lacking]
 
 
 @pytest.fixture(scope="module")

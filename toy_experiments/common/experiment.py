@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Literal, Self
 
@@ -61,6 +62,8 @@ class Experiment:
         summarize: contents of ``metrics.json`` to the lines printed at the end.
         page: contents of ``metrics.json`` to a part of a documentation page, in
             Markdown, with figures ``figures/<experiment>_<figure>.png``.
+        needs: a module beyond the default installation that ``compute`` imports, and
+            the extra that installs it.
     """
 
     name: str
@@ -71,6 +74,14 @@ class Experiment:
     draw: Callable[[Metrics, Arrays], dict[str, Figure]]
     summarize: Callable[[Metrics], list[str]]
     page: Callable[[Metrics], str] | None = None
+    needs: tuple[str, str] | None = None
+
+    @property
+    def missing_extra(self) -> str | None:
+        """The extra that must be installed before it can run; ``None`` if it can."""
+        if self.needs is None or importlib.util.find_spec(self.needs[0]) is not None:
+            return None
+        return self.needs[1]
 
 
 def check_at_least(least: float, **values: float) -> None:
