@@ -24,10 +24,10 @@ class Reporter:
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -46,8 +46,8 @@ class Reporter:
         return Task(self, name, total)
 
     def say(self, text: str) -> None:
-        """Print a permanent line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        """Print a permanent line, brackets in it as they are."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Task:
