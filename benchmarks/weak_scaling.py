@@ -63,6 +63,7 @@ def _count(model: str, per_device: int, kind: str, devices: int) -> dict[str, An
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "PJRT_NPROC": str(4 * devices),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     command = ["-m", "benchmarks.weak_scaling", model, str(per_device), kind]

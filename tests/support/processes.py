@@ -12,10 +12,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """A process' environment with so many simulated devices."""
+    """A process' environment with so many simulated devices.
+
+    XLA takes as many threads as the machine has cores. On few cores, devices that wait
+    for each other in a collective operation may occupy all of them and stall.
+    """
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "PJRT_NPROC": str(max(4 * devices, os.cpu_count() or 1)),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
 

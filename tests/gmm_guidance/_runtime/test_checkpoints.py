@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from support.processes import run_python
 
 from gmm_guidance._runtime.checkpoints import Checkpoints, discard, stored_steps
 
@@ -339,12 +340,8 @@ with Checkpoints(sys.argv[1], {}) as checkpoints:
 
 @pytest.mark.ci
 def test_arrays_divided_over_devices(tmp_path):
-    flags = "--xla_force_host_platform_device_count=4"
-    subprocess.run(
-        [sys.executable, "-c", _SHARDED, str(tmp_path / "run")],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        check=True,
-    )
+    code = _SHARDED.replace("sys.argv[1]", repr(str(tmp_path / "run")))
+    run_python(code, devices=4)
 
 
 def test_a_folder_that_another_run_uses_is_refused(tmp_path):
