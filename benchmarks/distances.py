@@ -1,4 +1,4 @@
-"""Distances between two sets of points in the plane: each beside its alternatives.
+"""Distances between two sets of points in the plane: each against its alternatives.
 
 Exact W2 by POT's network simplex, by SciPy's assignment and, smoothed, by POT's
 Sinkhorn iterations; the others against plain NumPy and SciPy on all pairs, and against

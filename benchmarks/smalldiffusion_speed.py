@@ -1,4 +1,4 @@
-"""Training and guided sampling beside smalldiffusion 0.5.0, a PyTorch toy laboratory.
+"""Training and guided sampling against smalldiffusion 0.5.0, a PyTorch toy laboratory.
 
 Install it without what image data sets would need::
 

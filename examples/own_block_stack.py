@@ -1,4 +1,4 @@
-"""A ``BlockStack`` of one's own, on which S² with ``s2_scale=1`` is exact."""
+"""A custom ``BlockStack``, on which S² with ``s2_scale=1`` is exact."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""CFG with exact denoisers, beside the distribution that it should sample."""
+"""CFG with exact denoisers and the distribution that it should sample."""
 
 import jax
 

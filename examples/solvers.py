@@ -1,4 +1,4 @@
-"""The solvers side by side, and a schedule of one's own."""
+"""The solvers side by side, and a custom schedule."""
 
 import jax
 import numpy as np

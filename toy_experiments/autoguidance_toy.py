@@ -273,7 +273,7 @@ def _draw_samples(metrics: Metrics, data: Arrays) -> Figure:
             fontsize=6.2,
         )
     figure.supxlabel(
-        "grey: true samples of class A. Outside: fraction below the density that 1 % "
+        "gray: true samples of class A. Outside: fraction below the density that 1 % "
         "of true samples fall below; branch mass: total variation over branches;\n"
         f"± standard error over {metrics['seeds']} training seeds. Upper left: as many "
         "true samples, the floor",

@@ -39,7 +39,7 @@ from toy_experiments.common.records import (
 )
 from toy_experiments.common.store import Arrays, Context, Format, Store
 from toy_experiments.common.style import (
-    COLOURS,
+    COLORS,
     PAGE_WIDTH,
     TRUTH,
     draw_measurements,
@@ -59,13 +59,13 @@ from toy_experiments.common.sweep import (
 #: Rules with their look: title, color, marker.
 RULES = {
     "unguided": ("no guidance", "#000000", "o"),
-    "best_cfg": ("best CFG", COLOURS["cfg"], "s"),
-    "best_s2": ("best S²", COLOURS["s2"], "s"),
-    "calibrated_cfg": ("calibrated CFG", COLOURS["cfg"], "^"),
-    "calibrated_s2": ("calibrated S²", COLOURS["s2"], "^"),
-    "calibrated_2": ("calibrated, 2 passes", COLOURS["autoguidance"], "v"),
-    "calibrated_3": ("calibrated, 3 passes", COLOURS["autoguidance"], "D"),
-    "calibrated_all": ("calibrated, all blocks", COLOURS["naive_s2"], "P"),
+    "best_cfg": ("best CFG", COLORS["cfg"], "s"),
+    "best_s2": ("best S²", COLORS["s2"], "s"),
+    "calibrated_cfg": ("calibrated CFG", COLORS["cfg"], "^"),
+    "calibrated_s2": ("calibrated S²", COLORS["s2"], "^"),
+    "calibrated_2": ("calibrated, 2 passes", COLORS["autoguidance"], "v"),
+    "calibrated_3": ("calibrated, 3 passes", COLORS["autoguidance"], "D"),
+    "calibrated_all": ("calibrated, all blocks", COLORS["naive_s2"], "P"),
 }
 _CALIBRATION = Format(
     ".json", save=lambda path, found: found.save(path), load=Calibration.load
@@ -411,7 +411,7 @@ def _draw_removed(metrics: Metrics, data: Arrays) -> Figure:
                 marker,
                 markersize=2,
                 alpha=0.5,
-                color=COLOURS["autoguidance"],
+                color=COLORS["autoguidance"],
             )
             values.append(found[shown])
         draw_measurements(

@@ -43,7 +43,7 @@ from toy_experiments.common.records import (
 )
 from toy_experiments.common.rules import RULE_COLORS, RULE_TITLES, make_rule
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH, draw_measurements
+from toy_experiments.common.style import COLORS, PAGE_WIDTH, TRUTH, draw_measurements
 
 RULES = ("unguided", "cfg", "optimized", "zero", "cfg_zero")
 _VARIANTS = ("optimized", "zero", "cfg_zero")  # compared with CFG
@@ -315,7 +315,7 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     figure.supxlabel(
         f"± standard error over {metrics['seeds']} training seeds; dashed: the same "
-        "rule with exact denoisers; grey in the first column: as many true samples",
+        "rule with exact denoisers; gray in the first column: as many true samples",
         fontsize=6.2,
     )
     return {"figure": figure}
@@ -329,7 +329,7 @@ def _line(
 
 
 def _draw_velocity(ax: Axes, steps: list[int], records: list[Record]) -> None:
-    _line(ax, steps, [r["error"] for r in records], COLOURS["cfg"], "error under CFG")
+    _line(ax, steps, [r["error"] for r in records], COLORS["cfg"], "error under CFG")
     errors = [r["class_error"] for r in records]
     _line(ax, steps, errors, "black", "error without guidance")
     norm = float(np.mean([r["norm"]["mean"] for r in records]))

@@ -39,7 +39,7 @@ from toy_experiments.common.records import (
 )
 from toy_experiments.common.rules import METHODS, RULE_TITLES
 from toy_experiments.common.store import Arrays, Store
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.style import COLORS, PAGE_WIDTH, TRUTH
 
 _BINS = np.linspace(-9.0, 9.0, 109)
 _LIMIT = 8.5  # of the axes in 2-D
@@ -137,20 +137,20 @@ def _draw(dim: int, name: str, metrics: Metrics, data: Arrays) -> Figure:
             ax = axes[row, column]
             panel = data[f"{name}/{network}/{method}"]
             if dim == 1:
-                _draw_line(ax, std, data["bins"], panel, COLOURS[method])
+                _draw_line(ax, std, data["bins"], panel, COLORS[method])
             else:
-                _draw_plane(ax, std, panel, COLOURS[method])
+                _draw_plane(ax, std, panel, COLORS[method])
             record = single(
                 metrics, "samples", mixture=name, network=network, rule=method
             )
             ax.set_xlabel(_numbers(record, dim), fontsize=6.2)
             if row == 0:
-                ax.set_title(RULE_TITLES[method], color=COLOURS[method])
+                ax.set_title(RULE_TITLES[method], color=COLORS[method])
         axes[row, 0].set_ylabel(NETWORK_TITLES[network])
     field, title = _DISTANCES[name]
     floor = single(metrics, "floor", mixture=name)[field]["mean"]
     figure.supxlabel(
-        f"grey: the truth p(x | label); {title} of as many true samples: {floor:.3f}; "
+        f"gray: the truth p(x | label); {title} of as many true samples: {floor:.3f}; "
         f"shift outwards in mode standard deviations; ± standard error over "
         f"{metrics['seeds']} training seeds",
         fontsize=6.2,

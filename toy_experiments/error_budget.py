@@ -32,7 +32,7 @@ from toy_experiments.common.records import (
 )
 from toy_experiments.common.store import Arrays, Context, Store
 from toy_experiments.common.style import (
-    COLOURS,
+    COLORS,
     DIVERGING,
     PAGE_WIDTH,
     TRUTH,
@@ -241,12 +241,12 @@ def _draw_budget(metrics: Metrics, data: Arrays, points: str) -> Figure:
         (
             "learning",
             "learned error, as CFG amplifies it",
-            COLOURS["autoguidance"],
+            COLORS["autoguidance"],
             "-",
         ),
-        ("without_weak", "both: CFG", COLOURS["cfg"], "-"),
-        ("total", "both, with S²", COLOURS["s2"], "--"),
-        ("weak", "the S² term alone", COLOURS["s2"], ":"),
+        ("without_weak", "both: CFG", COLORS["cfg"], "-"),
+        ("total", "both, with S²", COLORS["s2"], "--"),
+        ("weak", "the S² term alone", COLORS["s2"], ":"),
     )
     figure, axes = _panels(metrics, 4.4, sharey="row")
     for row, name in enumerate(_MIXTURES):
@@ -272,11 +272,11 @@ def _draw_budget(metrics: Metrics, data: Arrays, points: str) -> Figure:
 def _draw_effect(metrics: Metrics, data: Arrays) -> Figure:
     figure, axes = _panels(metrics, 4.2, sharey=True)
     styles = (
-        (0, "cosine with − learned error", COLOURS["autoguidance"], "-"),
+        (0, "cosine with − learned error", COLORS["autoguidance"], "-"),
         (1, "cosine with − bias", TRUTH, "-"),
-        (2, "fraction of learned error removed", COLOURS["autoguidance"], "--"),
+        (2, "fraction of learned error removed", COLORS["autoguidance"], "--"),
         (3, "fraction of bias removed", TRUTH, "--"),
-        (4, "fraction of the whole removed", COLOURS["s2"], "-"),
+        (4, "fraction of the whole removed", COLORS["s2"], "-"),
     )
     for row, name in enumerate(_MIXTURES):
         sigmas = data[f"{name}/sigmas"]

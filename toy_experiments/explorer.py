@@ -38,7 +38,7 @@ from toy_experiments.common.paper import (
 )
 from toy_experiments.common.records import Metrics, Record, Tables, select
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.style import COLORS, PAGE_WIDTH, TRUTH
 
 PARTS = ("uncond", "cond", "weak")
 LABELS = {1: 1, 2: 3}  # by dimension: the mode +4, the corner (+4, +4)
@@ -214,7 +214,7 @@ def output_quantile_table(
         )
         for rule in rules
     ]
-    # Large scales and coarse steps can swap neighbours.
+    # Large scales and coarse steps can swap neighbors.
     return {"quantiles": np.sort(np.stack(quantiles), axis=-1)}
 
 
@@ -262,7 +262,7 @@ def guided_field(
 def binned_density(quantiles: np.ndarray, bins: np.ndarray) -> np.ndarray:
     """Density over bins, from a distribution function linear between quantiles.
 
-    Beyond the first and the last quantile it goes on as between their neighbours.
+    Beyond the first and the last quantile it extrapolates as between their neighbors.
     """
     q = np.asarray(quantiles, np.float64)
     nodes = np.concatenate([[1.5 * q[0] - 0.5 * q[1]], q, [1.5 * q[-1] - 0.5 * q[-2]]])
@@ -276,12 +276,12 @@ def density_bins(data: Arrays) -> np.ndarray:
     They hold nearly all of every output, within 16 standard deviations of the truth.
     """
     truth = data["outputs/truth"].astype(np.float64)
-    centre, width = truth.mean(), truth.std()
+    center, width = truth.mean(), truth.std()
     outputs = np.stack([data[f"outputs/{row}"] for row in NETWORKS])
     low, high = np.quantile(outputs, [0.01, 0.99], axis=-1)
-    first = max(-16, np.floor((min(low.min(), truth[0]) - centre) / width) - 1)
-    last = min(16, np.ceil((max(high.max(), truth[-1]) - centre) / width) + 1)
-    return centre + width * np.arange(8 * first, 8 * last + 1) / 8
+    first = max(-16, np.floor((min(low.min(), truth[0]) - center) / width) - 1)
+    last = min(16, np.ceil((max(high.max(), truth[-1]) - center) / width) + 1)
+    return center + width * np.arange(8 * first, 8 * last + 1) / 8
 
 
 def start_level(data: Arrays, name: str) -> int:
@@ -315,7 +315,7 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
             ("CFG", "cfg", 2.4, (scale, 0.0), data[f"outputs/{row}"][i, 0]),
             ("S²", "s2", 1.1, (scale, omega), data[f"outputs/{row}"][i, j]),
         ):
-            style = {"color": COLOURS[color], "lw": width}
+            style = {"color": COLORS[color], "lw": width}
             field = guided_field(data, "line", row, level, *at)
             top.plot(x, field, label=label, **style)
             if output is not None:
@@ -327,7 +327,7 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     figure.supxlabel(
         f"CFG scale {scale:g}, ω = {omega:g}, mean over all masks; trained networks: "
         f"first of {metrics['seeds']} training seeds;\noutputs with the S² term in "
-        "steps 10 to 90 %; grey: the truth p(x | label)",
+        "steps 10 to 90 %; gray: the truth p(x | label)",
         fontsize=6.2,
     )
     return {"figure": figure}

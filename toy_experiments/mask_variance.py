@@ -33,7 +33,7 @@ from toy_experiments.common.records import (
     single,
 )
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, draw_band, shades
+from toy_experiments.common.style import COLORS, PAGE_WIDTH, draw_band, shades
 from toy_experiments.common.sweep import (
     DISTANCE,
     AnalysisConfig,
@@ -263,7 +263,7 @@ def _draw_samples(metrics: Metrics) -> Figure:
 
 def _color(draws: str) -> str:
     masks = DRAWS[draws].get("num_masks", 1)
-    return "#000000" if masks == "all" else COLOURS["naive_s2" if masks > 1 else "s2"]
+    return "#000000" if masks == "all" else COLORS["naive_s2" if masks > 1 else "s2"]
 
 
 def _draw_levels(metrics: Metrics, data: Arrays) -> Figure:

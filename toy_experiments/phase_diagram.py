@@ -35,7 +35,7 @@ from toy_experiments.common.records import (
 )
 from toy_experiments.common.store import Arrays, Store
 from toy_experiments.common.style import (
-    COLOURS,
+    COLORS,
     DIVERGING,
     PAGE_WIDTH,
     TRUTH,
@@ -327,7 +327,7 @@ def _heat(
 def _draw_best(metrics: Metrics) -> Figure:
     steps = metrics["config"]["budgets"]["steps"]
     omegas = Grid(**metrics["config"]["grid"]).omegas
-    lines = [("cfg", 0.0, "CFG", COLOURS["cfg"], "-")]
+    lines = [("cfg", 0.0, "CFG", COLORS["cfg"], "-")]
     lines += [(EQUAL_COST, 0.0, "CFG at equal cost", "#8c3f00", ":")]
     lines += [
         ("s2", omega, f"S², ω = {omega:g}", color, "-")

@@ -41,7 +41,7 @@ from toy_experiments.common.records import (
     single,
 )
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH, draw_measurements
+from toy_experiments.common.style import COLORS, PAGE_WIDTH, TRUTH, draw_measurements
 
 PAIR = (1.0, 1.0, 2.0)  # conditional mean and variance, unconditional variance
 CASES = {  # two modes at -+ distance, of one standard deviation, equally likely
@@ -52,8 +52,8 @@ CASES = {  # two modes at -+ distance, of one standard deviation, equally likely
 }
 #: Distributions with their look: title and color.
 KINDS = {
-    "flow": ("CFG, probability flow", COLOURS["cfg"]),
-    "diffusion": ("CFG, reverse diffusion", COLOURS["autoguidance"]),
+    "flow": ("CFG, probability flow", COLORS["cfg"]),
+    "diffusion": ("CFG, reverse diffusion", COLORS["autoguidance"]),
     "tilted": ("tilted distribution", TRUTH),
 }
 #: The two bounds, on P(x < threshold): exponent of w in the bound.
@@ -338,7 +338,7 @@ def tilted_log_density(
     grid = np.linspace(mean - 12 * std, mean + 12 * std, count)
     target = TiltedTarget(mixture, _LABEL, scale)
     log_density = np.asarray(target.log_prob(grid[:, None]), np.float64)
-    # Normalised on the grid: free of the target's own quadrature.
+    # Normalized on the grid: free of the target's own quadrature.
     total = _cumulative(grid, np.exp(log_density))[-1]
     return grid, log_density - math.log(total)
 
@@ -453,7 +453,7 @@ def _draw_cases(ax: Axes, metrics: Metrics) -> None:
         )
         distance, std = CASES[name]
         label = f"{name}: N(±{distance:g}, {std:g}²)"
-        ax.plot(scale, to_tilted, f"{marker}-", color=COLOURS["cfg"], ms=3, label=label)
+        ax.plot(scale, to_tilted, f"{marker}-", color=COLORS["cfg"], ms=3, label=label)
         ax.plot(scale, to_class, f"{marker}--", color="black", ms=3, lw=0.7)
     ax.set(xlabel="total CFG scale", ylabel="W2 of CFG's output")
     ax.set_title("solid: to the tilted distribution, dashed: to p(x | label)")

@@ -40,7 +40,7 @@ from toy_experiments.common.records import (
 )
 from toy_experiments.common.store import Arrays, Context, Store
 from toy_experiments.common.style import (
-    COLOURS,
+    COLORS,
     PAGE_WIDTH,
     SEQUENTIAL,
     TRUTH,
@@ -52,11 +52,11 @@ from toy_experiments.common.sweep import AnalysisConfig, sample_traced
 
 #: Kinds of samples with their look: title, color, line.
 KINDS = {
-    "cfg_exact": ("CFG, exact", COLOURS["cfg"], "-"),
-    "cfg_repaired": ("CFG repaired", COLOURS["autoguidance"], "-"),
+    "cfg_exact": ("CFG, exact", COLORS["cfg"], "-"),
+    "cfg_repaired": ("CFG repaired", COLORS["autoguidance"], "-"),
     "tilted_flow": ("tilted flow", TRUTH, "--"),
-    "cfg_trained": ("CFG, trained", COLOURS["cfg"], ":"),
-    "s2_trained": ("S², trained", COLOURS["s2"], "-"),
+    "cfg_trained": ("CFG, trained", COLORS["cfg"], ":"),
+    "s2_trained": ("S², trained", COLORS["s2"], "-"),
 }
 _MIXTURES: tuple[MixtureName, ...] = ("overlap", "two_modes")
 _LABEL = 1
@@ -280,7 +280,7 @@ def _draw_densities(ax: Axes, data: Arrays, name: MixtureName) -> None:
         _, color, line = KINDS[kind]
         density, _ = np.histogram(data[f"{name}/{kind}"], bins, density=True)
         ax.stairs(density, bins, color=color, linestyle=line, linewidth=1.0)
-    ax.set_xlabel("x  (grey: the tilted distribution)")
+    ax.set_xlabel("x  (gray: the tilted distribution)")
     ax.set_yticks([])
 
 

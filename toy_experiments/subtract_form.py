@@ -29,7 +29,7 @@ from toy_experiments.common.records import (
     single,
 )
 from toy_experiments.common.store import Arrays, Store
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.style import COLORS, PAGE_WIDTH, TRUTH
 
 FORMS = ("centered", "subtract", "subtract_eps")
 _TITLES = {
@@ -38,9 +38,9 @@ _TITLES = {
     "subtract_eps": "subtracted, noise space: − ω ε̂",
 }
 _COLORS = {
-    "centered": COLOURS["s2"],
-    "subtract": COLOURS["cfg"],
-    "subtract_eps": COLOURS["autoguidance"],
+    "centered": COLORS["s2"],
+    "subtract": COLORS["cfg"],
+    "subtract_eps": COLORS["autoguidance"],
 }
 _BINS = np.linspace(-14.0, 14.0, 141)
 
@@ -139,7 +139,7 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     axes[0, 0].set_yticks([])
     config = metrics["config"]["guidance"]
     figure.supxlabel(
-        f"grey: the truth (modes at ±4, std {std:g}); CFG scale "
+        f"gray: the truth (modes at ±4, std {std:g}); CFG scale "
         f"{config['cfg_scale']:g}, ω = {config['s2_scale']:g}, no window; exact row: "
         "the weak\nprediction equals the conditional one; peaks above the axis are "
         f"cut; ± standard error over {metrics['seeds']} seeds",

@@ -1,4 +1,4 @@
-"""One-dimensional sample paths of each rule: the exact denoiser beside trained ones.
+"""One-dimensional sample paths of each rule: the exact denoiser and trained ones.
 
 All panels start from the same noise, so paths can be compared one by one. The state is
 drawn in units that keep its spread constant, ``x * s / sqrt(sigma^2 + s^2)`` with ``s``
@@ -34,7 +34,7 @@ from toy_experiments.common.records import (
 )
 from toy_experiments.common.rules import METHODS, RULE_TITLES
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.style import COLOURS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.style import COLORS, PAGE_WIDTH, TRUTH
 
 _DRAWN = 40  # paths drawn in a panel, the first of the first seed
 
@@ -139,19 +139,19 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
                 ax.axvspan(mean - std, mean + std, color=TRUTH, alpha=0.4, lw=0)
                 ax.axvline(mean, color=TRUTH, lw=0.8)
             paths = data[f"{network}/{method}"]
-            ax.plot(paths, steps, color=COLOURS[method], lw=0.45, alpha=0.65)
+            ax.plot(paths, steps, color=COLORS[method], lw=0.45, alpha=0.65)
             record = single(metrics, "paths", network=network, rule=method)
             text = f"shift {plus_minus(record['shift'], 2)}"
             if network != "exact":
                 text += f"\npath error {plus_minus(record['path_error'], 2)}"
             ax.set_xlabel(text, fontsize=6.2)
             if row == 0:
-                ax.set_title(RULE_TITLES[method], color=COLOURS[method])
+                ax.set_title(RULE_TITLES[method], color=COLORS[method])
         axes[row, 0].set_ylabel(f"{NETWORK_TITLES[network]}\nstep")
     axes[0, 0].set(xlim=(-10.5, 10.5), ylim=(steps[-1], 0))
     axes[0, 0].set_xticks([-8, -4, 0, 4, 8])
     figure.supxlabel(
-        "state, scaled to constant spread; grey: modes of the truth ± 1 standard "
+        "state, scaled to constant spread; gray: modes of the truth ± 1 standard "
         "deviation; shift of the ends outwards in mode standard deviations;\n"
         "path error: root mean square distance of the ends from the exact rule's, from "
         f"the same noise; ± standard error over {metrics['seeds']} seeds",
@@ -177,7 +177,7 @@ def summarize(metrics: Metrics) -> list[str]:
 EXPERIMENT = Experiment(
     "trajectories",
     "paper",
-    "sample paths over time in 1-D, exact beside trained, for each rule",
+    "sample paths over time in 1-D, exact and trained, for each rule",
     TrajectoriesConfig,
     compute,
     draw,

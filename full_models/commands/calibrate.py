@@ -93,8 +93,8 @@ class Calibrate:
                 figure.savefig(folder.path / "calibration.png")
             for entry in ranking[:5]:
                 reporter.say(
-                    f"  {entry['feature']}: removes {100 * entry['share']:.3g} % "
-                    f"± {100 * entry['share_standard_error']:.2g} % of the squared "
+                    f"  {entry['feature']}: removes {100 * entry['fraction']:.3g} % "
+                    f"± {100 * entry['fraction_standard_error']:.2g} % of the squared "
                     f"error"
                 )
             folder.record(
@@ -113,16 +113,16 @@ def ranked_shares(found: gg.Calibration) -> list[dict[str, Any]]:
     Returns:
         For each feature ``removed`` and its ``standard_error``, per element of a sample
         and weighted over levels, and the same divided by the weighted squared error of
-        the plain conditional prediction: ``share`` and ``share_standard_error``.
+        the plain conditional prediction: ``fraction`` and ``fraction_standard_error``.
     """
-    total = found.total_error()  # its own error is small beside those of the gains
+    total = found.total_error()  # its own error is small against those of the gains
     return [
         {
             "feature": feature_name(feature),
             "removed": gain,
             "standard_error": error,
-            "share": gain / total,
-            "share_standard_error": error / total,
+            "fraction": gain / total,
+            "fraction_standard_error": error / total,
         }
         for feature, gain, error in found.ranking()
     ]
@@ -152,8 +152,8 @@ def calibration_figure(found: gg.Calibration, ranking: list[dict[str, Any]]) -> 
     cfg = feature_name("cfg")
     right.barh(
         [entry["feature"] for entry in shown],
-        [100 * entry["share"] for entry in shown],
-        xerr=[100 * entry["share_standard_error"] for entry in shown],
+        [100 * entry["fraction"] for entry in shown],
+        xerr=[100 * entry["fraction_standard_error"] for entry in shown],
         color=[COLORS["cfg" if e["feature"] == cfg else "s2"] for e in shown],
         error_kw={"elinewidth": 0.8},
     )

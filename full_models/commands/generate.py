@@ -29,7 +29,7 @@ class ShardOptions:
     format: ShardFormat = "npz"
     """Format of a shard: one .npz file, or a folder of PNG files."""
     keep_latents: bool = False
-    """Keep the samples of the model beside the images (.npz)."""
+    """Keep the samples of the model along with the images (.npz)."""
 
     def __post_init__(self):
         if self.shard_size < 1:

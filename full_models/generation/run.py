@@ -44,7 +44,7 @@ def fill(
         reporter: shows the progress.
         resume: complete a directory that holds this set, after a look at the checksums;
             damaged shards are made again.
-        keep_latents: keep the samples of the model beside images.
+        keep_latents: keep the samples of the model along with the images.
 
     Returns:
         The files of the plan and the manifest.

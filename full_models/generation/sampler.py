@@ -212,7 +212,7 @@ def check_memory(needed: Any, batch_size: int, available: int | None = None) -> 
 
 
 def _free_bytes() -> int | None:
-    """Free memory of the default device; of a CPU, its share of the machine's."""
+    """Free memory of the default device; of a CPU, its part of the machine's."""
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         free = _free_host_bytes()

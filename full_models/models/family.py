@@ -43,7 +43,7 @@ class Layout:
             this layout, and of no file of another family or layout.
         table: of a config and the stored tensors (empty when exporting): the table of
             the parameters.
-        infer: of the stored tensors and the content of the ``config.json`` beside them
+        infer: of the stored tensors and the content of the ``config.json`` next to them
             (``None`` without one, or if ``has_config`` is false): what they say of the
             config. It raises ``ValueError`` if the family cannot express it.
         has_config: whether a ``config.json`` belongs to the layout.

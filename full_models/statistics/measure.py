@@ -28,7 +28,7 @@ def measure(
     splits: int = 10,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Statistics of samples beside a reference, in float64.
+    """Statistics of samples against a reference, in float64.
 
     The numbers know the features only: the Fréchet distance is the FID of papers if the
     features of both sets are those of the published Inception network.
@@ -36,7 +36,7 @@ def measure(
     Args:
         samples: the generated images' features.
         reference: those of real images, in the same space.
-        nearest: k of the nearest neighbours, for precision, recall, density and
+        nearest: k of the nearest neighbors, for precision, recall, density and
             coverage alike. The papers have 3 for the first two and 5 for the others.
         splits: parts of the inception score.
         progress: called with the name of what is calculated next.

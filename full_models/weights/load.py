@@ -64,7 +64,7 @@ def load_weights(
       and the like, read without PyTorch and without running code of the file), and the
       same tensors in a ``.safetensors`` file;
     - a folder of diffusers, a pipeline with one in its subfolder, or a file of weights
-      beside its ``config.json``, in one part or several. A model is evaluated with the
+      next to its ``config.json``, in one part or several. A model is evaluated with the
       conventions of its published code, see the module ``weights`` of its family;
     - the files and folders of ``export_weights``.
 
@@ -369,7 +369,7 @@ def _settle(found: _Found, model: Any) -> Any:
         if 0 < len(fitting) <= _MOST_FITTING:
             remedy = f"pass {' or '.join(map(repr, fitting))}"
         elif found.layout in family.layouts and family.layouts[found.layout].has_config:
-            remedy += ", or put its config.json beside it"
+            remedy += ", or put its config.json next to it"
         raise ValueError(
             f"{origin} does not say the {', '.join(missing)} of its model; {remedy} "
             f"(known: {known or 'nothing'})."

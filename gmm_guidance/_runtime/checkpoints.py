@@ -180,7 +180,7 @@ class Checkpoints:
 
     def __enter__(self) -> Checkpoints:
         if self.folder is not None and jax.process_index() == 0:
-            # The lock file lies beside the folder, which is deleted in the end.
+            # The lock file lies next to the folder, which is deleted in the end.
             name = f".{self.folder.name}.lock"
             try:
                 self.folder.parent.mkdir(parents=True, exist_ok=True)

@@ -168,7 +168,7 @@ class VP(Process):
     def time(self, sigma: ArrayLike) -> jax.Array:
         """The root of ``B(t) = log(1 + sigma^2)``."""
         sigma = as_levels(sigma)
-        # Squares of large levels overflow float32, those of small ones vanish beside 1.
+        # Squares of large levels overflow float32, those of small ones vanish in 1.
         # (Selected by where, as the derivative of maximum is halved at a tie.)
         is_large = sigma > 1.0
         large, small = jnp.where(is_large, sigma, 1.0), jnp.where(is_large, 1.0, sigma)

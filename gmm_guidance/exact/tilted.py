@@ -182,7 +182,7 @@ class TiltedTarget:
                 all positive.
 
         Returns:
-            Normalised log densities of x's leading shape.
+            Normalized log densities of x's leading shape.
         """
         x, sigma = check_points(self.mixture.parameters, x, sigma)
         log_p = self.mixture.log_prob(x, sigma, self.label)

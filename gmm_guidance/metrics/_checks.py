@@ -50,7 +50,7 @@ def check_label_values(
     return labels.astype(np.int32)
 
 
-def check_labelled(
+def check_labeled(
     samples: ArrayLike,
     labels: ArrayLike | None,
     mixture: GaussianMixture,

@@ -29,7 +29,7 @@ def members(mixture: GaussianMixture, label: int | None) -> np.ndarray:
 def components(
     mixture: GaussianMixture, label: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights ``[K]`` (normalised), means ``[K, d]``, covariances ``[K, d, d]``."""
+    """Weights ``[K]`` (normalized), means ``[K, d]``, covariances ``[K, d, d]``."""
     own = members(mixture, label)
     weights = np.asarray(mixture.weights, np.float64)[own]
     means = np.asarray(mixture.means, np.float64)[own]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gmm_guidance.metrics._checks import check_labelled
+from gmm_guidance.metrics._checks import check_labeled
 from gmm_guidance.metrics._truth import MAX_ELEMENTS, components
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
@@ -33,7 +33,7 @@ def outside_fraction(
     """
     if not num_std > 0:
         raise ValueError(f"num_std must be positive, got {num_std}.")
-    x, label = check_labelled(samples, labels, mixture)
+    x, label = check_labeled(samples, labels, mixture)
     outside = 0
     for value in np.unique(label):
         _, means, covariances = components(mixture, int(value))
@@ -66,6 +66,6 @@ def wrong_mode_fraction(
     Raises:
         ValueError: if a label is ``None`` or ``num_labels`` (no class).
     """
-    x, label = check_labelled(samples, labels, mixture, null_allowed=False)
+    x, label = check_labeled(samples, labels, mixture, null_allowed=False)
     posterior = np.asarray(mixture.label_posterior(x))
     return float(np.mean(posterior.argmax(axis=1) != label))

@@ -114,12 +114,12 @@ def feature_moments(features: ArrayLike) -> FeatureMoments:
     """
     x = check_samples(features)
     mean = x.mean(axis=0)
-    centred = x - mean
+    centered = x - mean
     dim = x.shape[1]
     return FeatureMoments(
         mean=mean,
         covariance=(
-            centred.T @ centred / (len(x) - 1)
+            centered.T @ centered / (len(x) - 1)
             if len(x) > 1
             else np.full((dim, dim), np.nan)
         ),

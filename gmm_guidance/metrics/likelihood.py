@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gmm_guidance.metrics._checks import check_labelled
+from gmm_guidance.metrics._checks import check_labeled
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
@@ -42,7 +42,7 @@ def negative_log_likelihood(
     Returns:
         Mean, median and 99th percentile over the samples, in nats.
     """
-    x, label = check_labelled(samples, labels, mixture)
+    x, label = check_labeled(samples, labels, mixture)
     values = -np.asarray(mixture.log_prob(x, label=label), np.float64)
     return NegativeLogLikelihood(
         mean=float(values.mean()),

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage by balls to the k-th nearest neighbour."""
+"""Precision, recall, density and coverage by balls to the k-th nearest neighbor."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class PrecisionRecall(NamedTuple):
     """Shares of one set in the balls of the other, in [0, 1]; higher is better.
 
     Attributes:
-        precision: share of generated points within the real set's balls: low if they
-            lie where there are no real ones.
-        recall: share of real points within the generated set's balls: low if a part is
-            missed.
+        precision: fraction of generated points within the real set's balls: low if
+            they lie where there are no real ones.
+        recall: fraction of real points within the generated set's balls: low if a part
+            is missed.
     """
 
     precision: float
@@ -33,7 +33,7 @@ class DensityCoverage(NamedTuple):
     Attributes:
         density: mean number of balls around a generated point, over ``k``. 0 or more;
             about 1 for true samples, **above 1** where points crowd in dense parts.
-        coverage: share of real points with a generated one in their ball, in [0, 1];
+        coverage: fraction of real points with a generated one in their ball, in [0, 1];
             for as many true samples about ``1 - 2 ** -k``.
     """
 
@@ -42,12 +42,12 @@ class DensityCoverage(NamedTuple):
 
 
 def precision_recall(
-    real: ArrayLike, generated: ArrayLike, num_neighbours: int = 3
+    real: ArrayLike, generated: ArrayLike, num_neighbors: int = 3
 ) -> PrecisionRecall:
-    """Improved precision and recall: shares of each set on the other's manifold.
+    """Improved precision and recall: fractions of each set on the other's manifold.
 
     The manifold of a set is the union of the balls around its points, each as large as
-    the distance to the point's k-th nearest neighbour in its own set, itself not
+    the distance to the point's k-th nearest neighbor in its own set, itself not
     counted.
 
     The edge belongs to the ball, as in the paper (``<=``), and distances are exact
@@ -64,7 +64,7 @@ def precision_recall(
         real: features of real samples, ``[n, d]`` or ``[n]`` on a line.
         generated: features of generated samples, ``[m, d]`` or ``[m]``. Exchanging the
             two exchanges the results.
-        num_neighbours: k, an integer of at least 1 and below ``n`` and ``m``.
+        num_neighbors: k, an integer of at least 1 and below ``n`` and ``m``.
 
     Returns:
         ``PrecisionRecall``.
@@ -79,10 +79,10 @@ def precision_recall(
     """
     x = check_samples(real)
     y = check_samples(generated, x.shape[1])
-    _check_neighbours(num_neighbours, len(x), "real")
-    _check_neighbours(num_neighbours, len(y), "generated")
-    around_generated, _ = _memberships(x, _squared_radii(x, num_neighbours), y)
-    around_real, _ = _memberships(y, _squared_radii(y, num_neighbours), x)
+    _check_neighbors(num_neighbors, len(x), "real")
+    _check_neighbors(num_neighbors, len(y), "generated")
+    around_generated, _ = _memberships(x, _squared_radii(x, num_neighbors), y)
+    around_real, _ = _memberships(y, _squared_radii(y, num_neighbors), x)
     return PrecisionRecall(
         precision=float(np.mean(around_generated > 0)),
         recall=float(np.mean(around_real > 0)),
@@ -90,7 +90,7 @@ def precision_recall(
 
 
 def density_coverage(
-    real: ArrayLike, generated: ArrayLike, num_neighbours: int = 5
+    real: ArrayLike, generated: ArrayLike, num_neighbors: int = 5
 ) -> DensityCoverage:
     """Density and coverage: how many, and which, real balls hold generated points.
 
@@ -111,7 +111,7 @@ def density_coverage(
         real: features of real samples, ``[n, d]`` or ``[n]`` on a line.
         generated: features of generated samples, ``[m, d]`` or ``[m]``, at least one.
             The order matters.
-        num_neighbours: k, an integer of at least 1 and below ``n``.
+        num_neighbors: k, an integer of at least 1 and below ``n``.
 
     Returns:
         ``DensityCoverage``.
@@ -126,38 +126,38 @@ def density_coverage(
     """
     x = check_samples(real)
     y = check_samples(generated, x.shape[1])
-    _check_neighbours(num_neighbours, len(x), "real")
-    balls, points = _memberships(x, _squared_radii(x, num_neighbours), y)
+    _check_neighbors(num_neighbors, len(x), "real")
+    balls, points = _memberships(x, _squared_radii(x, num_neighbors), y)
     return DensityCoverage(
-        density=float(balls.sum() / (num_neighbours * len(y))),
+        density=float(balls.sum() / (num_neighbors * len(y))),
         coverage=float(np.mean(points > 0)),
     )
 
 
-def _check_neighbours(number: int, count: int, name: str) -> None:
+def _check_neighbors(number: int, count: int, name: str) -> None:
     whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
     if not whole or number < 1:
         raise ValueError(
-            f"num_neighbours must be an integer of at least 1, got {number}."
+            f"num_neighbors must be an integer of at least 1, got {number}."
         )
     if number >= count:
         raise ValueError(
-            f"num_neighbours must be below the number of {name} samples, since a point "
-            f"is no neighbour of itself; got {number} for {count}. Use more samples."
+            f"num_neighbors must be below the number of {name} samples, since a point "
+            f"is no neighbor of itself; got {number} for {count}. Use more samples."
         )
 
 
 def _memberships(
-    centres: np.ndarray, squared_radii: np.ndarray, points: np.ndarray
+    centers: np.ndarray, squared_radii: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """In how many balls each point lies, and how many points each ball holds."""
     balls = np.zeros(len(points), np.int64)
-    held = np.zeros(len(centres), np.int64)
-    for block in _blocks(len(points), len(centres)):
-        low, high = _bounds(points[block], centres)
+    held = np.zeros(len(centers), np.int64)
+    for block in _blocks(len(points), len(centers)):
+        low, high = _bounds(points[block], centers)
         inside = high <= squared_radii
         unsure = (low <= squared_radii) & ~inside
-        i, j, squares = _exact(points[block], centres, unsure)
+        i, j, squares = _exact(points[block], centers, unsure)
         inside[i, j] = squares <= squared_radii[j]
         balls[block] = inside.sum(axis=1)
         held += inside.sum(axis=0)
@@ -165,7 +165,7 @@ def _memberships(
 
 
 def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each point to its k-th nearest neighbour in the set."""
+    """Squared distance of each point to its k-th nearest neighbor in the set."""
     radii = np.empty(len(x))
     for block in _blocks(len(x), len(x)):
         low, high = _bounds(x[block], x)

@@ -1,4 +1,4 @@
-"""What became of each mode or class: shares, shifts and widths."""
+"""What became of each mode or class: fractions, shifts and widths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gmm_guidance.metrics._checks import check_labelled
+from gmm_guidance.metrics._checks import check_labeled
 from gmm_guidance.metrics._truth import MAX_ELEMENTS, components, members
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
@@ -21,9 +21,9 @@ class GroupStatistics:
 
     Attributes:
         count: number of samples.
-        share: ``count`` over the number of samples.
-        expected_share: what ``share`` would be on average for true samples with the
-            same labels.
+        fraction: ``count`` over the number of samples.
+        expected_fraction: what ``fraction`` would be on average for true samples with
+            the same labels.
         mean_shift: sample mean minus true mean, ``[G, d]``, in units of the data.
         relative_shift: length of ``mean_shift`` in units of ``std``.
         outward_shift: ``mean_shift`` along the direction from the whole mixture's mean
@@ -33,8 +33,8 @@ class GroupStatistics:
     """
 
     count: np.ndarray
-    share: np.ndarray
-    expected_share: np.ndarray
+    fraction: np.ndarray
+    expected_fraction: np.ndarray
     mean_shift: np.ndarray
     relative_shift: np.ndarray
     outward_shift: np.ndarray
@@ -58,14 +58,14 @@ def mode_statistics(
     Returns:
         Statistics with a row for each of the mixture's ``K`` components.
     """
-    x, label = check_labelled(samples, labels, mixture)
+    x, label = check_labeled(samples, labels, mixture)
     count = mixture.num_components
     chunk = max(1, 16 * MAX_ELEMENTS // count)
     assigned = np.empty(len(x), int)
     for i in range(0, len(x), chunk):
         part = slice(i, i + chunk)
-        shares = mixture.responsibilities(x[part], label=label[part])
-        assigned[part] = np.argmax(shares, axis=1)
+        fractions = mixture.responsibilities(x[part], label=label[part])
+        assigned[part] = np.argmax(fractions, axis=1)
     weights, means, covariances = components(mixture, None)
     expected = np.zeros(count)
     for value, number in zip(*np.unique(label, return_counts=True), strict=True):
@@ -87,20 +87,20 @@ def class_statistics(
         mixture: the truth.
 
     Returns:
-        Statistics with a row for each of the mixture's labels. ``share`` equals
-        ``expected_share``: the labels were given.
+        Statistics with a row for each of the mixture's labels. ``fraction`` equals
+        ``expected_fraction``: the labels were given.
 
     Raises:
         ValueError: if a label is ``None`` or ``num_labels`` (no class).
     """
-    x, label = check_labelled(samples, labels, mixture, null_allowed=False)
+    x, label = check_labeled(samples, labels, mixture, null_allowed=False)
     means = np.zeros((mixture.num_labels, mixture.dim))
     covariances = np.zeros((mixture.num_labels, mixture.dim, mixture.dim))
     for value in range(mixture.num_labels):
         means[value], covariances[value] = _moments(*components(mixture, value))
-    share = np.bincount(label, minlength=mixture.num_labels) / len(x)
-    weights, centres, _ = components(mixture, None)
-    return _group_statistics(x, label, means, covariances, share, weights @ centres)
+    fraction = np.bincount(label, minlength=mixture.num_labels) / len(x)
+    weights, centers, _ = components(mixture, None)
+    return _group_statistics(x, label, means, covariances, fraction, weights @ centers)
 
 
 def _moments(
@@ -117,8 +117,8 @@ def _group_statistics(
     group: np.ndarray,
     means: np.ndarray,
     covariances: np.ndarray,
-    expected_share: np.ndarray,
-    centre: np.ndarray,
+    expected_fraction: np.ndarray,
+    center: np.ndarray,
 ) -> GroupStatistics:
     groups, dim = means.shape
     count = np.bincount(group, minlength=groups)
@@ -126,11 +126,11 @@ def _group_statistics(
     total = np.zeros((groups, dim))
     np.add.at(total, group, offset)
     squares = np.bincount(group, np.sum(offset**2, axis=1), groups)
-    outward = means - centre[None]
+    outward = means - center[None]
     distance = np.linalg.norm(outward, axis=1)
     trace = np.trace(covariances, axis1=1, axis2=2)
     std = np.sqrt(trace / dim)
-    # The centre is a float sum: a mode "at" it is off by rounding only.
+    # The center is a float sum: a mode "at" it is off by rounding only.
     has_outward = distance > 1e-4 * std
     with np.errstate(divide="ignore", invalid="ignore"):
         shift = total / count[:, None]
@@ -139,8 +139,8 @@ def _group_statistics(
         width = np.sqrt(np.maximum(variance, 0.0) / trace)
     return GroupStatistics(
         count=count,
-        share=count / len(x),
-        expected_share=expected_share,
+        fraction=count / len(x),
+        expected_fraction=expected_fraction,
         mean_shift=shift,
         relative_shift=np.linalg.norm(shift, axis=1) / std,
         outward_shift=np.sum(shift * outward / direction, axis=1) / std,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gmm_guidance.metrics._checks import check_label_values, check_labelled
+from gmm_guidance.metrics._checks import check_label_values, check_labeled
 from gmm_guidance.metrics.energy import energy_distance
 from gmm_guidance.metrics.fractions import outside_fraction, wrong_mode_fraction
 from gmm_guidance.metrics.likelihood import negative_log_likelihood
@@ -41,15 +41,15 @@ def summarize(
 
     Returns:
         ``w2`` (one dimension) or ``sliced_w2``, ``energy_distance``, ``mode_shift``
-        (outward), ``mode_width_ratio``, ``mode_share_error`` (total variation between
-        shares and their expectation), ``outside_fraction`` (3 standard deviations),
+        (outward), ``mode_width_ratio``, ``mode_fraction_error`` (total variation of
+        fractions and their expectation), ``outside_fraction`` (3 standard deviations),
         ``nll_mean``, ``nll_median``, ``nll_p99``; and, if every sample has a class,
         ``class_shift`` (outward), ``class_width_ratio`` and ``wrong_mode_fraction``.
 
     Raises:
         ValueError: if a label has a single sample.
     """
-    x, label = check_labelled(samples, labels, mixture)
+    x, label = check_labeled(samples, labels, mixture)
     values, counts = np.unique(label, return_counts=True)
     if counts.min() < 2:
         raise ValueError(
@@ -68,13 +68,13 @@ def summarize(
         energy.append(energy_distance(own, true[label == value]))
     modes = mode_statistics(x, label, mixture)
     nll = negative_log_likelihood(x, label, mixture)
-    excess = np.abs(modes.share - modes.expected_share)
+    excess = np.abs(modes.fraction - modes.expected_fraction)
     result = {
         "w2" if mixture.dim == 1 else "sliced_w2": float(np.mean(sliced)),
         "energy_distance": float(np.mean(energy)),
         "mode_shift": _weighted_mean(modes.outward_shift, modes.count),
         "mode_width_ratio": _weighted_mean(modes.width_ratio, modes.count),
-        "mode_share_error": float(0.5 * excess.sum()),
+        "mode_fraction_error": float(0.5 * excess.sum()),
         "outside_fraction": outside_fraction(x, label, mixture),
         "nll_mean": nll.mean,
         "nll_median": nll.median,

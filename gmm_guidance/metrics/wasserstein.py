@@ -132,9 +132,9 @@ def _directions(count: int, dim: int) -> np.ndarray:
 def _line_cost(x: np.ndarray, line: Line, p: int, count: int) -> float:
     """``W_p^p`` of sorted samples to a mixture on the line: Eq. 1 and 2."""
     # Differences of large numbers lose digits: measure from the mixture's mean.
-    centre = line.weights @ line.means
-    line = Line(line.weights, line.means - centre, line.stds)
-    x = x - centre
+    center = line.weights @ line.means
+    line = Line(line.weights, line.means - center, line.stds)
+    x = x - center
     n = len(x)
     nodes = line_nodes(line, count)
     lower, _, partial = line_moments(line, nodes)

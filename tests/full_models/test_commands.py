@@ -209,8 +209,8 @@ def test_calibrate_ranks_features(capsys, weights, tmp_path):
     for entry, (_, removed, error_of_it) in zip(ranking, found.ranking(), strict=True):
         assert entry["removed"] == pytest.approx(removed)
         total = found.total_error()
-        assert entry["share"] == pytest.approx(removed / total)
-        assert entry["share_standard_error"] == pytest.approx(error_of_it / total)
+        assert entry["fraction"] == pytest.approx(removed / total)
+        assert entry["fraction_standard_error"] == pytest.approx(error_of_it / total)
     assert "% of the squared error" in text
     assert len(found.block_costs) == 4 and (out / "calibration.png").exists()
     data.write_bytes(data.read_bytes()[:-100])

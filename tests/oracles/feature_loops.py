@@ -16,7 +16,7 @@ def frechet_of_features(x, y):
 
 
 def radius(points, i, k):
-    """Distance of a point to its k-th nearest neighbour, itself left out."""
+    """Distance of a point to its k-th nearest neighbor, itself left out."""
     distances = [np.linalg.norm(points[i] - p) for j, p in enumerate(points) if j != i]
     return sorted(distances)[k - 1]
 
@@ -29,14 +29,14 @@ def manifolds(real, generated, k):
     precise = recalled = balls = covered = 0
     for point in generated:
         around = 0
-        for centre, size in zip(real, real_radii, strict=True):
-            around += np.linalg.norm(point - centre) <= size
+        for center, size in zip(real, real_radii, strict=True):
+            around += np.linalg.norm(point - center) <= size
         precise += around > 0
         balls += around
     for point, size in zip(real, real_radii, strict=True):
         recalled += any(
-            np.linalg.norm(point - centre) <= other
-            for centre, other in zip(generated, generated_radii, strict=True)
+            np.linalg.norm(point - center) <= other
+            for center, other in zip(generated, generated_radii, strict=True)
         )
         covered += any(np.linalg.norm(point - other) <= size for other in generated)
     return (

@@ -35,7 +35,7 @@ class Mixture64:
         return cls(means, full, np.asarray(weights, np.float64), labels)
 
     def part(self, label: int | None) -> Mixture64:
-        """Only the components of a label, renormalised."""
+        """Only the components of a label, renormalized."""
         if label is None or label == self.labels.max() + 1:
             return self
         own = self.labels == label

@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import override
 
 import gmm_guidance as gg
-from gmm_guidance._runtime.figure_style import COLORS as COLOURS
+from gmm_guidance._runtime.figure_style import COLORS as COLORS
 from gmm_guidance.guidance.updates import ZeroVelocity
 
 #: Rules of the paper's figures, in the order of figures and tables.
@@ -24,12 +24,12 @@ RULE_TITLES = {
     "zero": "zero first step alone",
     "cfg_zero": "CFG-Zero*",
 }
-RULE_COLORS = COLOURS | {
+RULE_COLORS = COLORS | {
     "skip_layer": "#56b4e9",
-    "s2_alone": COLOURS["naive_s2"],
-    "optimized": COLOURS["naive_s2"],
-    "zero": COLOURS["autoguidance"],
-    "cfg_zero": COLOURS["s2"],
+    "s2_alone": COLORS["naive_s2"],
+    "optimized": COLORS["naive_s2"],
+    "zero": COLORS["autoguidance"],
+    "cfg_zero": COLORS["s2"],
 }
 
 

@@ -24,7 +24,7 @@ from gmm_guidance._runtime.figure_style import (  # noqa: E402
 from toy_experiments.common.records import Record  # noqa: E402
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "COLUMN_WIDTH",
     "DIVERGING",
     "NETWORK_COLORS",
@@ -39,7 +39,7 @@ __all__ = [
     "step_axis",
 ]
 
-COLOURS = COLORS
+COLORS = COLORS
 NETWORK_COLORS = {"exact": "#000000", "under": "#d55e00", "well": "#0072b2"}
 SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"  # lower is better: purple below zero, orange above

@@ -28,15 +28,15 @@ from bokeh.resources import Resources
 from toy_experiments.common.paper import NETWORK_TITLES, NETWORKS, REGIMES
 from toy_experiments.common.records import Metrics
 from toy_experiments.common.store import Arrays
-from toy_experiments.common.style import COLOURS, TRUTH
+from toy_experiments.common.style import COLORS, TRUTH
 from toy_experiments.explorer import PARTS, density_bins, start_level
 
 # Curves by name: title, color, width. CFG is wider, so that it shows beneath S².
 _CURVES = {
     "truth": ("truth", TRUTH, 5.0),
-    "unguided": ("no guidance", COLOURS["unguided"], 1.2),
-    "cfg": ("CFG", COLOURS["cfg"], 3.6),
-    "s2": ("S²", COLOURS["s2"], 1.8),
+    "unguided": ("no guidance", COLORS["unguided"], 1.2),
+    "cfg": ("CFG", COLORS["cfg"], 3.6),
+    "s2": ("S²", COLORS["s2"], 1.8),
 }
 
 

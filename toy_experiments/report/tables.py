@@ -82,7 +82,7 @@ def config_table(record: Metrics) -> str:
 
 
 def claims_table(claims: list[Metrics], sections: Collection[str]) -> str:
-    """The claims ledger: the verdict in words and in colour.
+    """The claims ledger: the verdict in words and in color.
 
     Args:
         claims: rows of the ledger.

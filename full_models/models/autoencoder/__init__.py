@@ -34,8 +34,8 @@ def load_autoencoder(
 
     Args:
         path: its folder, the folder of a pipeline with a subfolder ``vae``, or a file
-            of weights with ``config.json`` beside it (without one, the shape is that of
-            Stable Diffusion 1 and 2).
+            of weights with ``config.json`` next to it (without one, the shape is that
+            of Stable Diffusion 1 and 2).
         compute_dtype: type of products; everything else is float32.
 
     Returns:

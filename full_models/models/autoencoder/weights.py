@@ -97,7 +97,7 @@ def _map(
 
 
 def _infer(stored: Stored, fields: dict[str, Any] | None) -> Inferred:
-    """The config beside the file; the shape of Stable Diffusion 1 and 2 without one."""
+    """The config next to the file; shape of Stable Diffusion 1 and 2 without one."""
     config = KLConfig() if fields is None else KLConfig.from_diffusers(fields)
     found = dataclasses.asdict(config)
     del found["compute_dtype"]

@@ -123,8 +123,8 @@ def test_score_is_the_gradient_of_the_marginal(process, times):
     @jax.jit
     def both(x):
         def total(x):
-            centre, std = process.alpha(t) * x0, process.noise_std(t)
-            return jax.scipy.stats.norm.logpdf(x[0], centre, std).sum()
+            center, std = process.alpha(t) * x0, process.noise_std(t)
+            return jax.scipy.stats.norm.logpdf(x[0], center, std).sum()
 
         return from_denoised(process, x0[None], x, t, "score"), jax.grad(total)(x)
 

@@ -77,7 +77,7 @@ def test_karras_middle_of_the_default():
         (1000, 4, "linspace", [999, 666, 333, 0]),
         (1000, 3, "trailing", [999, 666, 332]),  # 1000, 666.67, 333.33
         (1000, 3, "leading", [666, 333, 0]),
-        (1000, 3, "linspace", [999, 500, 0]),  # 499.5 to the even neighbour
+        (1000, 3, "linspace", [999, 500, 0]),  # 499.5 to the even neighbor
         (10, 4, "trailing", [9, 7, 4, 1]),  # 10, 7.5, 5, 2.5: halves to even
         (10, 1, "trailing", [9]),
         (10, 10, "trailing", list(range(9, -1, -1))),

@@ -28,8 +28,8 @@ def share_on_manifold(points, manifold, k):
     found = 0
     for point in points:
         found += any(
-            squared_distance(point, centre) <= squared_radius(manifold, i, k)
-            for i, centre in enumerate(manifold)
+            squared_distance(point, center) <= squared_radius(manifold, i, k)
+            for i, center in enumerate(manifold)
         )
     return found / len(points)
 
@@ -37,9 +37,9 @@ def share_on_manifold(points, manifold, k):
 def by_loops(real, generated, k):
     """Precision, recall, density, coverage."""
     total, covered = 0, 0
-    for i, centre in enumerate(real):  # Naeem et al., section 3
+    for i, center in enumerate(real):  # Naeem et al., section 3
         radius = squared_radius(real, i, k)
-        inside = [squared_distance(centre, point) <= radius for point in generated]
+        inside = [squared_distance(center, point) <= radius for point in generated]
         total += sum(inside)
         covered += any(inside)
     return (
@@ -136,7 +136,7 @@ def test_all_points_equal():
 def test_identical_and_disjoint_sets():
     x = np.random.default_rng(3).normal(size=(50, 4))
     assert metrics.precision_recall(x, x) == (1, 1)
-    assert metrics.density_coverage(x, x) == (1 + 1 / 5, 1)  # k neighbours and itself
+    assert metrics.density_coverage(x, x) == (1 + 1 / 5, 1)  # k neighbors and itself
     assert all_four(x, x + 100, 3) == (0, 0, 0, 0)
 
 
@@ -248,7 +248,7 @@ def test_bad_arguments_are_named(function, arguments, message):
         function(*arguments)
 
 
-def test_only_sets_with_balls_need_neighbours():
+def test_only_sets_with_balls_need_neighbors():
     with pytest.raises(ValueError, match="number of generated samples.* got 2 for 2"):
         metrics.precision_recall(PLANE, PLANE[:2], 2)
     assert metrics.density_coverage(PLANE, PLANE[:1], 3).coverage > 0

@@ -36,8 +36,8 @@ def test_statistics_of_a_known_distortion(statistics):
     np.testing.assert_allclose(result.width_ratio, 0.7, rtol=1e-5)
     np.testing.assert_allclose(result.mean_shift, 0.25 * outward[:4], rtol=1e-5)
     np.testing.assert_array_equal(result.count, [N_CORNERS // 4] * 4)
-    np.testing.assert_allclose(result.share, 0.25)
-    np.testing.assert_allclose(result.expected_share, 0.25, rtol=1e-6)
+    np.testing.assert_allclose(result.fraction, 0.25)
+    np.testing.assert_allclose(result.expected_fraction, 0.25, rtol=1e-6)
 
 
 def test_mode_statistics_agree_with_numpy_moments():
@@ -51,14 +51,14 @@ def test_mode_statistics_agree_with_numpy_moments():
         width = np.sqrt(own.var(ddof=1) / LINE_VARIANCES[mode])
         np.testing.assert_allclose(result.width_ratio[mode], width)
     shares = np.mean(labels == 1) * np.array([0.6, 0.4])
-    np.testing.assert_allclose(result.expected_share[1:], shares, rtol=1e-5)
+    np.testing.assert_allclose(result.expected_fraction[1:], shares, rtol=1e-5)
 
 
 def test_mode_statistics_with_missing_and_single_samples():
     x = np.array([[-4.0, -4.0], [-3.0, -4.0], [4.0, 5.0]])
     result = metrics.mode_statistics(x, 0, DIAGONAL)
     np.testing.assert_array_equal(result.count, [2, 0, 0, 1])
-    np.testing.assert_allclose(result.expected_share, [0.5, 0, 0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(result.expected_fraction, [0.5, 0, 0, 0.5], rtol=1e-6)
     np.testing.assert_allclose(result.mean_shift[0], [0.5, 0.0], atol=1e-12)
     assert np.isnan(result.mean_shift[[1, 2]]).all()
     assert np.isnan(result.width_ratio[1:]).all()  # one sample has no width
@@ -88,7 +88,7 @@ def test_samples_count_for_modes_of_their_own_label_only():
     for null in (None, CORNERS.num_labels):
         free = metrics.mode_statistics(x, null, CORNERS)
         np.testing.assert_array_equal(free.count, [0, 0, 0, N_CORNERS])
-        np.testing.assert_allclose(free.expected_share, 0.25, rtol=1e-6)
+        np.testing.assert_allclose(free.expected_fraction, 0.25, rtol=1e-6)
 
 
 def test_class_statistics_use_the_class_moments():

@@ -13,7 +13,7 @@ COMMON = {
     "energy_distance",
     "mode_shift",
     "mode_width_ratio",
-    "mode_share_error",
+    "mode_fraction_error",
     "outside_fraction",
     "nll_mean",
     "nll_median",
@@ -50,7 +50,7 @@ def test_summary_in_the_plane_and_without_labels():
 def test_share_error_is_the_total_variation_of_mode_shares():
     x = np.where(np.arange(N_LINE) % 4 == 0, LINE_MEANS[2], LINE_MEANS[1])
     result = metrics.summarize(x, 1, LINE)
-    assert result["mode_share_error"] == pytest.approx(0.15)  # 3/4, 1/4 for 0.6, 0.4
+    assert result["mode_fraction_error"] == pytest.approx(0.15)  # 3/4, 1/4 for 0.6, 0.4
 
 
 def test_truth_floor_brackets_a_fresh_draw(key):

@@ -99,7 +99,7 @@ def test_labels_may_not_be_traced():
         jax.jit(lambda c: GaussianMixture(MEANS, 1.0, labels=c).means)(jnp.arange(3))
 
 
-def test_weights_of_float32_are_normalised():
+def test_weights_of_float32_are_normalized():
     """2,000 equal float32 weights sum to one only nearly."""
     weights = np.full(2000, 1 / 2000, np.float32)
     mixture = GaussianMixture(np.zeros((2000, 1)), 1.0, jnp.asarray(weights))

@@ -42,7 +42,7 @@ def test_a_label_may_be_written_in_many_ways(plane, points, method):
     assert np.abs(np.asarray(alone[0]) - np.asarray(alone[1])).max() > 0.01
 
 
-def test_condition_is_the_class_renormalised(plane):
+def test_condition_is_the_class_renormalized(plane):
     part = plane.condition(1)
     own = np.flatnonzero(plane.labels == 1)
     assert (part.num_components, part.num_labels) == (len(own), 1)

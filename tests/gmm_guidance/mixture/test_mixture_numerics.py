@@ -202,7 +202,7 @@ def test_gradients_with_respect_to_the_parameters(kind):
     if kind == "full":  # only symmetric changes mean anything
         got, wanted = got + got.swapaxes(1, 2), wanted + wanted.swapaxes(1, 2)
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-8)
-    # Weights are normalised: only their differences count.
+    # Weights are normalized: only their differences count.
     raw = central_difference(lambda w: reference(means, covariances, w), weights)
     wanted = raw - (raw @ weights)
     np.testing.assert_allclose(gradients[2], wanted, rtol=1e-6, atol=1e-8)

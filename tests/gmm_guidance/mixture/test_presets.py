@@ -53,9 +53,9 @@ def test_grid(labels, number):
     np.testing.assert_allclose(np.unique(means), [-4, -2, 0, 2, 4])
     if labels == "checkerboard":
         distance = np.abs(means[:, None] - means[None]).sum(axis=2)
-        neighbours = np.isclose(distance, 2.0)
+        neighbors = np.isclose(distance, 2.0)
         differ = mixture.labels[:, None] != mixture.labels[None]
-        assert differ[neighbours].all()
+        assert differ[neighbors].all()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_random_takes_a_seed_or_a_key(key):
     assert not np.allclose(presets.random(1).means, by_seed.means)
 
 
-def test_every_preset_is_found_by_name_and_normalised():
+def test_every_preset_is_found_by_name_and_normalized():
     assert set(presets.names()) == set(presets.PRESETS)
     for name in presets.names():
         mixture = presets.get(name, **({"key": 0} if name == "random" else {}))

@@ -37,7 +37,7 @@ def test_get_suggests_the_nearest_name():
         ("grid", {"side": 0}, "side must be an integer of at least 1"),
         ("grid", {"spacing": -1.0}, "spacing must be positive"),
         ("grid", {"std": 0.0}, "std must be positive"),
-        ("grid", {"labels": "colour"}, "labels must be one of 'checkerboard'"),
+        ("grid", {"labels": "color"}, "labels must be one of 'checkerboard'"),
         ("checkerboard", {"side": 1}, "side must be an integer of at least 2"),
         ("checkerboard", {"width": 0.0}, "width must be positive"),
         ("checkerboard", {"per_cell_side": 0}, "per_cell_side must be"),

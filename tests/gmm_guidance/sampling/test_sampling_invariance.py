@@ -99,7 +99,7 @@ def test_a_moved_mixture_is_guided_alike():
     np.testing.assert_allclose(there - SHIFT, still, rtol=1e-3, atol=1e-3)
 
 
-# --- parameterisation
+# --- parameterization
 
 
 class Network:
