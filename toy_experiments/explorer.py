@@ -6,9 +6,9 @@ Guided predictions are affine in the two scales,
 
 so the three parts on a grid of points and noise levels give the guided score at any
 scale and omega. ``D_weak`` is the mean over all masks. Outputs of the sampler are not
-affine in the scales: they are computed on a grid of scales, as quantiles on a line,
-between which quantiles may be interpolated. Of the trained networks the first seed is
-shown: a mean over seeds would hide learning error.
+affine in the scales: they are computed on a grid of scales, as quantiles on a line. Of
+the trained networks the first seed is shown: a mean over seeds would hide learning
+error.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ from toy_experiments.common.experiment import (
     check_ascending,
     check_at_least,
 )
+from toy_experiments.common.mixtures import MixtureName
 from toy_experiments.common.paper import (
     NETWORK_TITLES,
     NETWORKS,
-    PAPER_MIXTURES,
     REGIMES,
     PaperConfig,
-    Setting,
 )
 from toy_experiments.common.records import Metrics, Record, Tables, select
 from toy_experiments.common.store import Arrays, Context, Store
 from toy_experiments.common.style import COLORS, PAGE_WIDTH, TRUTH
 
-PARTS = ("uncond", "cond", "weak")
-LABELS = {1: 1, 2: 3}  # by dimension: the mode +4, the corner (+4, +4)
-_SHOWN_SIGMA = 2.0  # of the static figure and of the sliders at first
+#: Fields by name: their mixture and label, the mode +4 and the corner (+4, +4).
+FIELDS: dict[str, tuple[MixtureName, int]] = {
+    "line": ("two_modes", 1),
+    "plane": ("four_corners", 3),
+}
+_SHOWN_SIGMA = 2.0  # of the figure, and of the sliders at first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class ExplorerConfig(PaperConfig):
     plane_levels: int = 10
     lowest_level: float = 0.02
     highest_level: float = 20.0
-    scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
     omegas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     num_quantiles: int = 400
 
@@ -100,72 +102,68 @@ class ExplorerConfig(PaperConfig):
             plane_levels=self.plane_levels,
         )
         check_ascending(scales=self.scales, omegas=self.omegas)
+        if self.omegas[0] != 0:
+            raise ValueError(
+                f"omegas must begin with 0, which is CFG, got {self.omegas}."
+            )
         check_at_least(16, num_quantiles=self.num_quantiles)
 
 
 def compute(config: ExplorerConfig, store: Store) -> tuple[Tables, Arrays]:
     """Fields on a line and in the plane, and outputs on the line."""
-    axis = np.linspace(-config.limit, config.limit, config.line_points)
-    side = np.linspace(-config.limit, config.limit, config.plane_points)
-    ends = (config.lowest_level, config.highest_level)
     data: Arrays = {
-        "line/points": axis[:, None],
-        "line/sigmas": np.geomspace(*ends, config.line_levels),
-        "plane/points": np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2),
-        "plane/sigmas": np.geomspace(*ends, config.plane_levels),
         "outputs/scales": np.array(config.scales),
         "outputs/omegas": np.array(config.omegas),
     }
-    settings = {
-        dim: config.setting(store, name) for dim, name in enumerate(PAPER_MIXTURES, 1)
-    }
-    with store.reporter.task("explorer", 3 * len(NETWORKS)) as task:
-        for row in NETWORKS:
-            for dim, name in ((1, "line"), (2, "plane")):
-                parts = _fields(
-                    _denoiser(settings[dim], row),
-                    data[f"{name}/points"],
-                    data[f"{name}/sigmas"],
-                    LABELS[dim],
-                    config.guidance.num_dropped,
+    for name, (mixture, label) in FIELDS.items():
+        setting = config.setting(store, mixture)
+        dim = setting.mixture.dim
+        count, levels = (
+            getattr(config, f"{name}_{size}") for size in ("points", "levels")
+        )
+        axis = np.linspace(-config.limit, config.limit, count)
+        points = np.stack(np.meshgrid(*[axis] * dim), axis=-1).reshape(-1, dim)
+        sigmas = np.geomspace(config.lowest_level, config.highest_level, levels)
+        data |= {f"{name}/points": points, f"{name}/sigmas": sigmas}
+        data[f"{name}/mode"] = np.asarray(setting.mixture.mean(label))
+        with store.reporter.task(f"explorer, {name}", len(NETWORKS)) as task:
+            for row in NETWORKS:
+                denoiser = setting.denoiser(row, 0)  # the first seed
+                if row != "exact":
+                    denoiser = denoiser.network  # one program for all training lengths
+                data[f"{name}/{row}"] = _field_parts(
+                    denoiser, points, sigmas, label, config.guidance.num_dropped
                 )
-                data |= {f"{name}/{row}/{p}": f for p, f in parts.items()}
-                mean = settings[dim].mixture.mean(LABELS[dim])
-                data[f"{name}/mode"] = np.asarray(mean)
-                task.advance(detail=f"{row}, fields in {dim}-D")
-            data[f"outputs/{row}"] = _outputs(config, store, settings[1], row)
-            task.advance(detail=f"{row}, outputs")
-    levels = (np.arange(config.num_quantiles) + 0.5) / config.num_quantiles
-    data["outputs/truth"] = gg.metrics.quantile(settings[1].mixture, levels, LABELS[1])
+                if name == "line":
+                    data[f"outputs/{row}"] = _outputs(config, store, denoiser, label)
+                task.advance(detail=NETWORK_TITLES[row])
+        if name == "line":
+            data["outputs/truth"] = gg.metrics.quantile(
+                setting.mixture,
+                (np.arange(config.num_quantiles) + 0.5) / config.num_quantiles,
+                label,
+            )
     data = {k: np.asarray(v, np.float32) for k, v in data.items()}
     return {"outputs": [r for row in NETWORKS for r in _numbers(data, row)]}, data
 
 
-def _denoiser(setting: Setting, row: str) -> Any:
-    # The first seed, and the bare network without its training length: one program
-    # for all lengths.
-    denoiser = setting.denoiser(row, 0)
-    return denoiser if row == "exact" else denoiser.network
-
-
-def _fields(
+def _field_parts(
     denoiser: Any, points: np.ndarray, sigmas: np.ndarray, label: int, dropped: int
-) -> Arrays:
-    """The parts of the guided prediction, ``[level, point, d]`` each."""
+) -> np.ndarray:
+    """``D_u``, ``D_c`` and ``D_weak``, ``[part, level, point, d]``."""
     x = jnp.asarray(np.tile(points, (len(sigmas), 1)), jnp.float32)
     sigma = jnp.asarray(np.repeat(sigmas, len(points)), jnp.float32)
-    parts = _parts(denoiser, x, sigma, jnp.full(x.shape[:1], label, jnp.int32), dropped)
-    shape = (len(sigmas), *points.shape)
-    return {p: np.asarray(f).reshape(shape) for p, f in zip(PARTS, parts, strict=True)}
-
-
-def _parts(denoiser, x, sigma, label, dropped) -> tuple[jax.Array, ...]:
+    labels = jnp.full(len(x), label, jnp.int32)
     if isinstance(denoiser, gg.ExactDenoiser):
         # The sub-network of a perfect network is perfect at best.
-        uncond, cond = denoiser.denoise_rows(x, sigma, [None, label])
-        return uncond, cond, cond
-    masks = gg.drop.FixedCount(dropped).all_masks(denoiser.num_blocks)
-    return _network_parts(denoiser, x, sigma, label, [jnp.asarray(m) for m in masks])
+        uncond, cond = denoiser.denoise_rows(x, sigma, [None, labels])
+        parts = (uncond, cond, cond)
+    else:
+        masks = gg.drop.FixedCount(dropped).all_masks(denoiser.num_blocks)
+        parts = _network_parts(
+            denoiser, x, sigma, labels, list(map(jnp.asarray, masks))
+        )
+    return np.reshape(parts, (3, len(sigmas), *points.shape))
 
 
 @jax.jit
@@ -178,27 +176,35 @@ def _network_parts(denoiser, x, sigma, label, masks) -> tuple[jax.Array, ...]:
 
 
 def _outputs(
-    config: ExplorerConfig, store: Store, setting: Setting, row: str
+    config: ExplorerConfig, store: Store, denoiser: Any, label: int
 ) -> np.ndarray:
     """Quantiles of the sampler's output, ``[scale, omega, quantile]``, ascending."""
-    # With exact denoisers the S² term vanishes: one omega stands for all.
-    omegas = config.omegas[:1] if row == "exact" else config.omegas
-    rules = [_rule(config, row, s, w) for s in config.scales for w in omegas]
+    # Traced scales: one program for all of them.
+    scales, omegas = (list(map(jnp.float32, v)) for v in (config.scales, config.omegas))
+    rules: list[gg.GuidanceRule] = [gg.CFG(scale) for scale in scales]
+    if not isinstance(denoiser, gg.ExactDenoiser):  # for which the S² term vanishes
+        dropped = config.guidance.num_dropped
+        rules = [
+            gg.S2Guidance(scale, omega, dropped, num_masks="all")
+            for scale in scales
+            for omega in omegas
+        ]
     quantiles = store.cell(
-        output_quantile_table,
-        _denoiser(setting, row),
+        output_quantiles,
+        denoiser,
+        label,
         rules,
         config.schedule(),
         config.num_quantiles,
-    )["quantiles"].reshape(len(config.scales), len(omegas), config.num_quantiles)
-    return np.broadcast_to(
-        quantiles, (len(config.scales), len(config.omegas), config.num_quantiles)
-    )
+    )["quantiles"].reshape(len(config.scales), -1, config.num_quantiles)
+    shape = (len(config.scales), len(config.omegas), config.num_quantiles)
+    return np.broadcast_to(quantiles, shape)
 
 
-def output_quantile_table(
+def output_quantiles(
     context: Context,
     denoiser: Any,
+    label: int,
     rules: list[gg.GuidanceRule],
     schedule: gg.Karras,
     num_quantiles: int,
@@ -206,28 +212,12 @@ def output_quantile_table(
     """Quantiles of the sampler's output under each rule, ``[rule, quantile]``."""
     quantiles = [
         gg.quantile_map(
-            denoiser,
-            LABELS[1],
-            guidance=rule,
-            schedule=schedule,
-            num_points=num_quantiles,
+            denoiser, label, guidance=rule, schedule=schedule, num_points=num_quantiles
         )
         for rule in rules
     ]
     # Large scales and coarse steps can swap neighbors.
     return {"quantiles": np.sort(np.stack(quantiles), axis=-1)}
-
-
-def _rule(config, row: str, scale: float, omega: float) -> gg.GuidanceRule:
-    # Traced scales: one program for all of them.
-    if row == "exact":
-        return gg.CFG(jnp.float32(scale))
-    return gg.S2Guidance(
-        jnp.float32(scale),
-        jnp.float32(omega),
-        config.guidance.num_dropped,
-        num_masks="all",
-    )
 
 
 def _numbers(data: Arrays, row: str) -> list[Record]:
@@ -252,9 +242,7 @@ def guided_field(
     data: Arrays, name: str, row: str, level: int, scale: float, omega: float
 ) -> np.ndarray:
     """Sigma times the guided score at a level of ``line`` or ``plane``: ``[n, d]``."""
-    uncond, cond, weak = (
-        data[f"{name}/{row}/{part}"][level].astype(np.float64) for part in PARTS
-    )
+    uncond, cond, weak = data[f"{name}/{row}"][:, level].astype(np.float64)
     guided = uncond + scale * (cond - uncond) + omega * (cond - weak)
     return (guided - data[f"{name}/points"]) / data[f"{name}/sigmas"][level]
 
@@ -262,7 +250,7 @@ def guided_field(
 def binned_density(quantiles: np.ndarray, bins: np.ndarray) -> np.ndarray:
     """Density over bins, from a distribution function linear between quantiles.
 
-    Beyond the first and the last quantile it extrapolates as between their neighbors.
+    It is extended by half a step beyond the first and the last quantile.
     """
     q = np.asarray(quantiles, np.float64)
     nodes = np.concatenate([[1.5 * q[0] - 0.5 * q[1]], q, [1.5 * q[-1] - 0.5 * q[-2]]])
@@ -284,36 +272,39 @@ def density_bins(data: Arrays) -> np.ndarray:
     return center + width * np.arange(8 * first, 8 * last + 1) / 8
 
 
+def nearest(values: np.ndarray, wanted: float) -> int:
+    """The index of the value nearest to one that is wanted."""
+    return int(np.argmin(np.abs(values - wanted)))
+
+
 def start_level(data: Arrays, name: str) -> int:
     """The noise level of ``line`` or ``plane`` that is shown at first."""
-    return int(np.argmin(np.abs(np.log(data[f"{name}/sigmas"] / _SHOWN_SIGMA))))
+    return nearest(np.log(data[f"{name}/sigmas"]), np.log(_SHOWN_SIGMA))
 
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     """The panels on a line as they are at first, at the nearest computed scales."""
     guidance = metrics["config"]["guidance"]
     level = start_level(data, "line")
-    x, bins = data["line/points"][:, 0], density_bins(data)
-    i, j = (
-        int(np.argmin(np.abs(data[f"outputs/{name}"] - guidance[field])))
-        for name, field in (("scales", "cfg_scale"), ("omegas", "s2_scale"))
-    )
+    i = nearest(data["outputs/scales"], guidance["cfg_scale"])
+    j = nearest(data["outputs/omegas"], guidance["s2_scale"])
     scale, omega = data["outputs/scales"][i], data["outputs/omegas"][j]
+    x, bins = data["line/points"][:, 0], density_bins(data)
     truth = guided_field(data, "line", "exact", level, 1.0, 0.0)
+    true_density = binned_density(data["outputs/truth"], bins)
     figure, axes = plt.subplots(
         2, len(NETWORKS), figsize=(PAGE_WIDTH, 3.8), sharex="row"
     )
     for (top, bottom), row in zip(axes.T, NETWORKS, strict=True):
         top.set_title(NETWORK_TITLES[row])
         top.plot(x, truth, color=TRUTH, lw=3.0, label="truth")
-        bottom.stairs(
-            binned_density(data["outputs/truth"], bins), bins, color=TRUTH, fill=True
-        )
+        bottom.stairs(true_density, bins, color=TRUTH, fill=True)
+        outputs = data[f"outputs/{row}"]
         # CFG is wider: it shows beneath S².
         for label, color, width, at, output in (
             ("no guidance", "unguided", 0.7, (1.0, 0.0), None),
-            ("CFG", "cfg", 2.4, (scale, 0.0), data[f"outputs/{row}"][i, 0]),
-            ("S²", "s2", 1.1, (scale, omega), data[f"outputs/{row}"][i, j]),
+            ("CFG", "cfg", 2.4, (scale, 0.0), outputs[i, 0]),
+            ("S²", "s2", 1.1, (scale, omega), outputs[i, j]),
         ):
             style = {"color": COLORS[color], "lw": width}
             field = guided_field(data, "line", row, level, *at)

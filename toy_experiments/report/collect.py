@@ -14,8 +14,19 @@ import numpy as np
 from toy_experiments.common.experiment import Experiment
 from toy_experiments.common.records import Metrics
 from toy_experiments.common.store import Arrays
+from toy_experiments.report.tables import CLAIM_COLUMNS
 
 EXPLORER = "explorer"  # whose arrays feed the interactive panels
+_REMEDY = "run it again: toy-experiments run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A PNG file, and its size in pixels."""
+
+    content: bytes
+    width: int
+    height: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Result:
 
     experiment: Experiment
     record: Metrics
-    figures: dict[str, bytes]
+    figures: dict[str, Figure]
     lines: list[str]
 
 
@@ -89,26 +100,30 @@ def _result(folder: Path, experiment: Experiment) -> Result:
     path = folder / "metrics.json"
     record = _json(path)
     if not isinstance(record, dict) or not {"config", "versions"} <= record.keys():
-        raise ValueError(f"{path} is no record of a run; {_again(experiment.name)}.")
+        raise ValueError(f"{path} is no record of a run; {_REMEDY} {experiment.name}.")
     try:
         lines = experiment.summarize(record)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{path} does not hold what this version of {experiment.name} writes "
-            f"({type(error).__name__}: {error}); {_again(experiment.name)}."
+            f"({type(error).__name__}: {error}); {_REMEDY} {experiment.name}."
         ) from error
     figures = {
-        p.stem: p.read_bytes()
+        p.stem: _figure(p, experiment.name)
         for p in sorted(folder.glob("*.png"))
         if not p.name.startswith(".")  # being written by a run
     }
-    for name, content in figures.items():
-        if not content.startswith(b"\x89PNG") or b"IEND" not in content[-16:]:
-            raise ValueError(
-                f"{folder / name}.png is damaged; draw it again: toy-experiments draw "
-                f"{experiment.name}."
-            )
     return Result(experiment, record, figures, lines)
+
+
+def _figure(path: Path, name: str) -> Figure:
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG") or b"IEND" not in content[-16:]:
+        raise ValueError(
+            f"{path} is damaged; draw it again: toy-experiments draw {name}."
+        )
+    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
+    return Figure(content, width, height)
 
 
 def _json(path: Path) -> Any:
@@ -125,7 +140,7 @@ def _arrays(path: Path) -> Arrays:
             return dict(file)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is missing or damaged ({error}); {_again(EXPLORER)}."
+            f"{path} is missing or damaged ({error}); {_REMEDY} {EXPLORER}."
         ) from error
 
 
@@ -135,11 +150,7 @@ def _claims(path: Path) -> list[Metrics] | None:
     claims = _json(path)
     if not isinstance(claims, list) or not all(isinstance(c, dict) for c in claims):
         raise ValueError(
-            f"{path} must hold a list of claims, each an object with the keys claim, "
-            f"source, regime, effect, interval, verdict and evidence."
+            f"{path} must hold a list of claims, each an object with the keys "
+            f"{', '.join(CLAIM_COLUMNS)}; make it again: toy-experiments claims."
         )
     return claims
-
-
-def _again(name: str) -> str:
-    return f"run it again: toy-experiments run {name}"
