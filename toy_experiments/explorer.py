@@ -272,22 +272,26 @@ def density_bins(data: Arrays) -> np.ndarray:
     return center + width * np.arange(8 * first, 8 * last + 1) / 8
 
 
-def nearest(values: np.ndarray, wanted: float) -> int:
-    """The index of the value nearest to one that is wanted."""
+def _nearest(values: np.ndarray, wanted: float) -> int:
     return int(np.argmin(np.abs(values - wanted)))
 
 
 def start_level(data: Arrays, name: str) -> int:
     """The noise level of ``line`` or ``plane`` that is shown at first."""
-    return nearest(np.log(data[f"{name}/sigmas"]), np.log(_SHOWN_SIGMA))
+    return _nearest(np.log(data[f"{name}/sigmas"]), np.log(_SHOWN_SIGMA))
+
+
+def start_scales(metrics: Metrics, data: Arrays) -> tuple[int, int]:
+    """Indices of the CFG scale and of omega (not 0) of the output shown at first."""
+    guidance = metrics["config"]["guidance"]
+    scale = _nearest(data["outputs/scales"], guidance["cfg_scale"])
+    return scale, 1 + _nearest(data["outputs/omegas"][1:], guidance["s2_scale"])
 
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     """The panels on a line as they are at first, at the nearest computed scales."""
-    guidance = metrics["config"]["guidance"]
     level = start_level(data, "line")
-    i = nearest(data["outputs/scales"], guidance["cfg_scale"])
-    j = nearest(data["outputs/omegas"], guidance["s2_scale"])
+    i, j = start_scales(metrics, data)
     scale, omega = data["outputs/scales"][i], data["outputs/omegas"][j]
     x, bins = data["line/points"][:, 0], density_bins(data)
     truth = guided_field(data, "line", "exact", level, 1.0, 0.0)

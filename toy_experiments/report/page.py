@@ -49,7 +49,7 @@ def build(collection: Collection) -> str:
     """The page as text."""
     scripts: list[str] = []
     if collection.explorer is not None:
-        # Here and not above: Bokeh takes a second to import.
+        # Here and not above: Bokeh takes half a second to import.
         from toy_experiments.report.panels import panel_scripts
 
         try:

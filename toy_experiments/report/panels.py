@@ -33,8 +33,8 @@ from toy_experiments.common.style import COLORS, TRUTH
 from toy_experiments.explorer import (
     binned_density,
     density_bins,
-    nearest,
     start_level,
+    start_scales,
 )
 
 # Curves by name: title, color, width. CFG is wider, so that it shows beneath S².
@@ -88,13 +88,10 @@ def _add_density(document: Document, metrics: Metrics, data: Arrays) -> None:
     for name in names[1:]:
         axes.step("x", name, source=source, mode="center", **_style(name))
     _add_legend(axes, names)
-    guidance = metrics["config"]["guidance"]
+    i, j = start_scales(metrics, data)
     controls = {
-        key: _stepped(title, values, nearest(values, guidance[field]))
-        for key, title, values, field in (
-            ("scale", "CFG scale λ", data["outputs/scales"], "cfg_scale"),
-            ("omega", "S² scale ω", data["outputs/omegas"], "s2_scale"),
-        )
+        "scale": _stepped("CFG scale λ", data["outputs/scales"], i),
+        "omega": _stepped("S² scale ω", data["outputs/omegas"], j),
     }
     # By denoiser, scale and omega: the density, and what is said of it.
     truth = data["outputs/truth"].astype(np.float64)
