@@ -57,6 +57,7 @@ from gmm_guidance.sampling.solvers import (
     EDMStochastic,
     Euler,
     Heun,
+    UniPC,
 )
 from gmm_guidance.sharding import MeshConfig
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
@@ -117,6 +118,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingRun",
     "Unguided",
+    "UniPC",
     "UpdateRule",
     "VE",
     "VP",

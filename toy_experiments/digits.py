@@ -135,7 +135,7 @@ class DigitsConfig(Config):
     network: DiTConfig = _NETWORK
     training: DiTTraining = DiTTraining(snapshots=(150, 400, 1000))
     shown: tuple[int, ...] = ()
-    solver: Literal["dpmpp_2m", "heun"] = "dpmpp_2m"
+    solver: Literal["dpmpp_2m", "unipc", "heun"] = "dpmpp_2m"
     scales: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
     s2_scales: tuple[float, ...] = (0.1, 0.25, 0.5)
     num_masks: int = 4

@@ -19,7 +19,7 @@ from full_models.models.family import Pipeline
 from full_models.weights.load import Checkpoint, open_checkpoint
 from gmm_guidance._runtime.files import sha256
 
-SolverName = Literal["euler", "heun", "dpmpp_2m", "ancestral"]
+SolverName = Literal["euler", "heun", "dpmpp_2m", "unipc", "ancestral"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Options = TypeVar("Options")
 _OfModel = tyro.conf.arg(help_behavior_hint="(default: the model's)")

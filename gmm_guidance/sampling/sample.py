@@ -62,8 +62,8 @@ def guided_sample(
         num_samples: how many samples, at least 1.
         guidance: the rule. Python scales that are off cost no pass.
         schedule: noise levels.
-        solver: ``"euler"`` (DDIM), ``"heun"``, ``"dpmpp_2m"``, ``"edm_stochastic"``, or
-            a ``Solver``.
+        solver: ``"euler"`` (DDIM), ``"heun"``, ``"dpmpp_2m"``, ``"unipc"``,
+            ``"edm_stochastic"``, or a ``Solver``.
         trajectory: also return the state at each noise level.
         initial: noisy samples at the highest noise level, ``[num_samples, ...]``, in
             place of Gaussian noise.

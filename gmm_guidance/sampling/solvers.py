@@ -3,8 +3,8 @@
 The probability-flow equation is ``dx/dsigma = (x - D(x, sigma)) / sigma`` (Karras et
 al. 2022, arXiv 2206.00364, Eq. 4). A solver advances ``x`` from one noise level to the
 next. It sees only a denoiser, which contains the guidance. A denoiser may return
-``Renoised``, a value whose noise is that of another prediction: first-order steps and
-multistep solvers support it, solvers of several stages raise a ``TypeError``.
+``Renoised``, a value whose noise is that of another prediction: ``Euler`` and
+``DPMSolverPP2M`` support it, the others raise a ``TypeError``.
 """
 
 from __future__ import annotations
@@ -164,6 +164,76 @@ class DPMSolverPP2M(Solver):
 
 
 @dataclasses.dataclass(frozen=True)
+class UniPC(Solver):
+    """UniPC of second order (B2): DPM-Solver++(2M) and a corrector, one evaluation.
+
+    Zhao et al. 2023 (arXiv 2302.04867, Algorithms 5 and 6, data prediction, ``B(h) =
+    e^h - 1``), the solver of Wan. The denoiser is evaluated at the predicted samples;
+    its value first corrects them, which adds an order, and then predicts the next ones.
+    The first step is of first order, the last returns its denoised samples. A trajectory holds the predicted
+    samples, before their correction.
+
+    Raises:
+        TypeError: if a rule takes the noise from another prediction (``CFGPlusPlus``).
+    """
+
+    @override
+    def init(self, x: jax.Array) -> Any:
+        none = jnp.zeros_like(x)
+        level = jnp.ones((), x.dtype)
+        # Corrected samples, two denoised ones and their levels, the number of steps.
+        return none, (none, none), (level, level), jnp.int32(0)
+
+    @override
+    def step(self, denoise, x, step, carry, state):
+        corrected, (before, last), (sigma_before, sigma_last), count = carry
+        sigma = step.sigma
+        denoised, state = denoise(x, sigma, state, 0)
+        denoised = _plain(denoised)
+        if step.is_final:
+            return denoised, carry, state
+        # Levels that are not known yet: any others, whose terms are left out.
+        sigma_last = jnp.where(count >= 1, sigma_last, 2.0 * sigma)
+        sigma_before = jnp.where(count >= 2, sigma_before, 4.0 * sigma)
+        ratio = sigma / sigma_last
+        h = -jnp.log(ratio)
+        h_before = jnp.log(sigma_before / sigma_last)
+        slope = (last - before) * (h / h_before)
+        rho_before, rho = _unipc_weights(h, h_before)
+        rho_before = jnp.where(count >= 2, rho_before, 0.0)
+        rho = jnp.where(count >= 2, rho, 0.5)
+        change = rho_before * slope + rho * (denoised - last)
+        drift = ratio * corrected + (1.0 - ratio) * (last + change)
+        corrected = jnp.where(count >= 1, drift, x)
+        # The predictor: DPM-Solver++(2M), from the corrected samples.
+        h_next = jnp.log(sigma / step.sigma_next)
+        correction = (denoised - last) * (h_next / (2.0 * h))
+        guided = denoised + jnp.where(count >= 1, correction, 0.0)
+        carry = corrected, (last, denoised), (sigma_last, sigma), count + 1
+        return _euler(corrected, guided, step), carry, state
+
+
+def _unipc_weights(h: jax.Array, h_before: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights of the corrector's older and newer difference (Eq. 5, order 2).
+
+    Args:
+        h: step in lambda, > 0.
+        h_before: the step before it, > 0.
+    """
+    # Integrals of the exponential, (1 - e^-h) / h and its two remainders. The series
+    # serves where subtracting nearly equal numbers would lose all digits.
+    series = sum((-h) ** k / math.factorial(k + 3) for k in range(10))
+    first = -jnp.expm1(-h) / h
+    direct = (0.5 - (1.0 - first) / h) / h
+    third = jnp.where(h < 1.0, series, direct)
+    second = 0.5 - h * third
+    first = 1.0 - h * second
+    b1, b2 = second / first, 2.0 * third / first
+    rho_before = (b1 - b2) / (1.0 + h_before / h)
+    return rho_before, b1 - rho_before
+
+
+@dataclasses.dataclass(frozen=True)
 class EDMStochastic(Solver):
     """EDM's stochastic sampler: noise is added before each Heun step (Algorithm 2).
 
@@ -281,6 +351,7 @@ SOLVERS: dict[str, Solver] = {
     "ddim": Euler(),
     "heun": Heun(),
     "dpmpp_2m": DPMSolverPP2M(),
+    "unipc": UniPC(),
     "edm_stochastic": EDMStochastic(),
     "ancestral": Ancestral(),
 }
@@ -320,7 +391,7 @@ def _plain(guided: Guided) -> jax.Array:
     if isinstance(guided, Renoised):
         raise TypeError(
             "this guidance rule takes the noise from another prediction (CFGPlusPlus "
-            'does), which Heun and EDMStochastic do not support; use "euler" or '
-            '"dpmpp_2m".'
+            "does), which Heun, EDMStochastic and UniPC do not support; use "
+            '"euler" or "dpmpp_2m".'
         )
     return guided

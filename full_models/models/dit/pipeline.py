@@ -79,7 +79,7 @@ class DiTPipeline:
         if not isinstance(self.config.process, gg.DDPM):
             raise ValueError(
                 "the ancestral solver needs a DDPM chain (DiT), got a flow (SiT); use "
-                "euler, heun or dpmpp_2m."
+                "euler, heun, dpmpp_2m or unipc."
             )
         return gg.Ancestral("learned" if self.config.learn_sigma else "posterior")
 
