@@ -170,8 +170,8 @@ class UniPC(Solver):
     Zhao et al. 2023 (arXiv 2302.04867, Algorithms 5 and 6, data prediction, ``B(h) =
     e^h - 1``), the solver of Wan. The denoiser is evaluated at the predicted samples;
     its value first corrects them, which adds an order, and then predicts the next ones.
-    The first step is of first order, the last returns its denoised samples. A trajectory holds the predicted
-    samples, before their correction.
+    The first step is of first order, the last returns its denoised samples. A
+    trajectory holds the predicted samples, before their correction.
 
     Raises:
         TypeError: if a rule takes the noise from another prediction (``CFGPlusPlus``).
