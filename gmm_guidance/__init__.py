@@ -14,6 +14,8 @@ from gmm_guidance.analysis.error_budget import (
 from gmm_guidance.analysis.weak_pass_effect import WeakPassEffect, weak_pass_effect
 from gmm_guidance.analysis.weak_pass_profile import WeakPassProfile
 from gmm_guidance.blocks import drop
+from gmm_guidance.blocks.block_list import stack_blocks
+from gmm_guidance.blocks.check_stack import StackCheck, check_stack
 from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.blocks.stack import Backbone, BlockStack
@@ -111,6 +113,7 @@ __all__ = [
     "SigmaCurve",
     "SigmaWindow",
     "SkipLayer",
+    "StackCheck",
     "StepWindow",
     "TCFG",
     "TrainedDenoiser",
@@ -126,6 +129,7 @@ __all__ = [
     "WeakPassProfile",
     "Windowed",
     "calibrate",
+    "check_stack",
     "decompose",
     "drop",
     "error_budget",
@@ -139,6 +143,7 @@ __all__ = [
     "presets",
     "quantile_map",
     "sharding",
+    "stack_blocks",
     "static_field",
     "train_denoiser",
     "train_denoisers",

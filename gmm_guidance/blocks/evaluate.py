@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmm_guidance.blocks.shared_prefix import read_rows, run_full, run_joined
-from gmm_guidance.blocks.stack import BlockStack, is_block_stack
+from gmm_guidance.blocks.stack import BlockStack, is_block_stack, run_embed
 from gmm_guidance.diffusion.denoiser import Denoiser
 
 
@@ -122,7 +122,7 @@ def _evaluate_rows(
     weak: Sequence[Pass],
 ) -> jax.Array:
     """Full passes of all labels, then the weak passes that join: ``[row, ...]``."""
-    embedded = [model.embed(x, sigma, label) for label in labels]
+    embedded = [run_embed(model, x, sigma, label) for label in labels]
     hidden, context = jax.tree.map(lambda *rows: jnp.stack(rows), *embedded)
     if weak:
         drops = _stack_drops([p.drop for p in weak], model.num_blocks)

@@ -20,7 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_guidance.blocks.stack import run_segment_block, segments_of
+from gmm_guidance.blocks.stack import (
+    run_embed,
+    run_readout,
+    run_segment_block,
+    segments_of,
+)
 
 
 class _Table(NamedTuple):
@@ -38,7 +43,7 @@ class _Table(NamedTuple):
 
 def run_blocks(model: Any, x: jax.Array, sigma: jax.Array, label: Any) -> jax.Array:
     """One plain pass through all blocks: the definition of a ``BlockStack``'s value."""
-    embedded = model.embed(x, sigma, label)
+    embedded = run_embed(model, x, sigma, label)
     rows: Any = jax.tree.map(lambda a: a[None], embedded)
     return read_rows(model, run_full(model, *rows), rows[1], x, sigma)[0]
 
@@ -135,15 +140,16 @@ def read_rows(
     model: Any, hidden: Any, context: Any, x: jax.Array, sigma: jax.Array
 ) -> jax.Array:
     """Readout of all rows, which share ``x`` and ``sigma``: ``[row, n, ...]``."""
+    readout = functools.partial(run_readout, model)
 
     def one_by_one(hidden, context, x, sigma):
         # A loop: unrolled, rows would share what depends on x alone, and the compiler
         # would contract the rest differently from a single pass.
         count = _count(hidden)
         x, sigma = (jnp.broadcast_to(a, (count, *jnp.shape(a))) for a in (x, sigma))
-        return jax.lax.map(lambda row: model.readout(*row), (hidden, context, x, sigma))
+        return jax.lax.map(lambda row: readout(*row), (hidden, context, x, sigma))
 
-    together = jax.vmap(model.readout, in_axes=(0, 0, None, None))
+    together = jax.vmap(readout, in_axes=(0, 0, None, None))
     return jax.lax.platform_dependent(
         hidden, context, x, sigma, cpu=one_by_one, default=together
     )

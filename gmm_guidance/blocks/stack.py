@@ -83,12 +83,13 @@ class Backbone(Protocol):
         ...
 
 
-_MEMBERS = ("num_blocks", "embed", "block", "readout")
+#: What a model must have to be a ``BlockStack``.
+MEMBERS = ("num_blocks", "embed", "block", "readout")
 
 
 def is_block_stack(model: Any) -> bool:
     """Whether the model exposes its blocks."""
-    return all(hasattr(model, name) for name in _MEMBERS)
+    return all(hasattr(model, name) for name in MEMBERS)
 
 
 def segments_of(model: Any) -> tuple[int, ...]:
@@ -130,11 +131,75 @@ def relative_costs(model: Any) -> np.ndarray:
 def run_segment_block(
     model: Any, segment: int, index: ArrayLike, hidden: Any, context: Any
 ) -> Any:
-    """Block ``index``, counted within a segment, of any stack."""
+    """Block ``index``, counted within a segment, of any stack.
+
+    Raises:
+        TypeError: if the block does not return a state like the one that it was given.
+    """
     if hasattr(model, "segment_block"):
-        return model.segment_block(segment, index, hidden, context)
-    first = sum(segments_of(model)[:segment])
-    return model.block(index + first if first else index, hidden, context)
+        hook = "segment_block"
+        new = model.segment_block(segment, index, hidden, context)
+    else:
+        hook = "block"
+        first = sum(segments_of(model)[:segment])
+        new = model.block(index + first if first else index, hidden, context)
+    got, wanted = (jax.tree.map(_array_type, state) for state in (new, hidden))
+    if got != wanted:
+        raise TypeError(
+            f"{type(model).__name__}.{hook} must return the state in the structure, "
+            f"shapes and types in which it is given, {wanted}, got {got}. Return the "
+            f"new state, converted to the type of the old one."
+        )
+    return new
+
+
+def run_embed(
+    model: Any, x: jax.Array, sigma: jax.Array, label: Any
+) -> tuple[Any, Any]:
+    """The state entering block 0 and the context of any stack.
+
+    Raises:
+        TypeError: if ``embed`` does not return the two.
+    """
+    embedded = model.embed(x, sigma, label)
+    if not isinstance(embedded, tuple) or len(embedded) != 2:
+        got = type(embedded).__name__
+        raise TypeError(
+            f"{type(model).__name__}.embed must return the tuple (hidden, context), "
+            f"got {got}. Return (hidden, ()) if the blocks need no context."
+        )
+    for leaf in jax.tree.leaves(embedded):
+        if jnp.shape(leaf)[:1] != x.shape[:1]:
+            raise ValueError(
+                f"{type(model).__name__}.embed must return arrays whose leading axis "
+                f"is that of x, {x.shape[0]} samples, got one of shape "
+                f"{jnp.shape(leaf)}. Broadcast it to all samples."
+            )
+    return embedded
+
+
+def run_readout(
+    model: Any, hidden: Any, context: Any, x: jax.Array, sigma: jax.Array
+) -> jax.Array:
+    """The denoised samples of any stack.
+
+    Raises:
+        ValueError: if they do not have the shape of ``x``, but for a last axis of twice
+            the size, which holds a learned variance.
+    """
+    value = model.readout(hidden, context, x, sigma)
+    doubled = (*x.shape[:-1], 2 * x.shape[-1])
+    if jnp.shape(value) not in (x.shape, doubled):
+        raise ValueError(
+            f"{type(model).__name__}.readout must return denoised samples of the shape "
+            f"of x, {x.shape}, got {jnp.shape(value)}."
+        )
+    return value
+
+
+def _array_type(array: Any) -> str:
+    dtype = getattr(array, "dtype", type(array).__name__)
+    return f"{dtype}{list(jnp.shape(array))}"
 
 
 def run_block(model: Any, index: ArrayLike, hidden: Any, context: Any) -> Any:
