@@ -52,13 +52,6 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     return x * (1.0 + scale[:, None]) + shift[:, None]
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Attention ``[n, T, heads, head_dim]`` of all tokens; softmax in float32."""
-    # JAX takes the softmax in float32, by a promotion that a strict caller forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(query, key, value)
-
-
 class MLP(nnx.Module):
     """Two linear maps with a tanh-approximated GELU between them."""
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from full_models.models.attention import attention
 from full_models.models.autoencoder.config import KLConfig
-from full_models.models.layers import Conv, GroupNorm, Linear, attention
+from full_models.models.layers import Conv, GroupNorm, Linear
 
 
 class KLDecoder(nnx.Module):

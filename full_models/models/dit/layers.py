@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from full_models.models.attention import attention
 from full_models.models.dit.config import DiTConfig
 from full_models.models.layers import (
     MLP,
     XAVIER,
     ZEROS,
     Linear,
-    attention,
     layer_norm,
     modulate,
 )
@@ -38,7 +38,8 @@ class Attention(nnx.Module):
         n, tokens, width = x.shape
         qkv = self.qkv(x).astype(self.dtype)
         qkv = qkv.reshape(n, tokens, 3, self.num_heads, width // self.num_heads)
-        mixed = attention(*(qkv[:, :, i] for i in range(3)))
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        mixed = attention(query, key, value, implementation="full")
         return self.proj(mixed.reshape(n, tokens, width))
 
 
