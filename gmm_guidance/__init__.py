@@ -1,6 +1,8 @@
 """Diffusion guidance with exact references: mixtures, denoisers, rules, samplers."""
 
+import importlib as _importlib
 from importlib.metadata import version as _version
+from typing import Any as _Any
 
 from gmm_guidance import exact, metrics, sharding
 from gmm_guidance.analysis.calibrate import calibrate
@@ -69,6 +71,19 @@ from gmm_guidance.training.train import train_denoiser, train_denoisers
 from gmm_guidance.training.trained import TrainedDenoiser, TrainingRun
 
 __version__ = _version("gmm-guidance")
+
+
+def __getattr__(name: str) -> _Any:
+    """``gmm_guidance.plot`` is imported on use, since Matplotlib takes a second."""
+    if name == "plot":
+        return _importlib.import_module("gmm_guidance.plot")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names only."""
+    return sorted(__all__)
+
 
 __all__ = [
     "APG",
@@ -140,6 +155,7 @@ __all__ = [
     "guided_denoise",
     "guided_sample",
     "metrics",
+    "plot",
     "presets",
     "quantile_map",
     "sharding",

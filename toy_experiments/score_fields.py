@@ -10,17 +10,16 @@ them differences of denoised samples over sigma, of order one at every level.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 import gmm_guidance as gg
+from gmm_guidance.plot import draw_field
 from toy_experiments.common.experiment import Experiment, check_at_least
 from toy_experiments.common.paper import NETWORK_TITLES, REGIMES, PaperConfig
 from toy_experiments.common.records import (
@@ -32,7 +31,7 @@ from toy_experiments.common.records import (
     single,
 )
 from toy_experiments.common.store import Arrays, Store
-from toy_experiments.common.style import PAGE_WIDTH, SEQUENTIAL
+from toy_experiments.common.style import PAGE_WIDTH
 
 LABEL = 3  # the corner (+4, +4)
 _TITLES = {
@@ -200,7 +199,8 @@ def _draw(network: str, metrics: Metrics, data: Arrays) -> Figure:
             norm = PowerNorm(
                 0.6, 0.0, 3.0 if panel == "exact" else float(max(top, 1e-6)), clip=True
             )
-            image = _panel(ax, data["axis"], log_density, color_field, arrows, norm)
+            image = draw_field(ax, data["axis"], log_density, color_field, arrows, norm)
+            ax.set(xticks=[-8, 0, 8], yticks=[-8, 0, 8])
             ax.set_xlabel(_caption(panel, record), fontsize=6.0)
             if row == 0:
                 ax.set_title(_TITLES[panel], fontsize=7)
@@ -218,57 +218,6 @@ def _draw(network: str, metrics: Metrics, data: Arrays) -> Figure:
         fontsize=6.2,
     )
     return figure
-
-
-def _panel(
-    ax: Axes,
-    axis: np.ndarray,
-    log_density: np.ndarray,
-    color_field: np.ndarray,
-    arrows: np.ndarray,
-    norm: PowerNorm,
-) -> Any:
-    size = len(axis)
-    extent = (axis[0], axis[-1], axis[0], axis[-1])
-    image = ax.imshow(
-        _length(color_field).reshape(size, size),
-        origin="lower",
-        extent=extent,
-        norm=norm,
-        cmap=SEQUENTIAL,
-        interpolation="bilinear",
-    )
-    log_density = log_density.reshape(size, size)
-    # Mahalanobis radii 3, 2, 1 of the (Gaussian) class.
-    levels = log_density.max() - 0.5 * np.array([9.0, 4.0, 1.0])
-    ax.contour(
-        axis,
-        axis,
-        log_density,
-        levels=levels,
-        colors="white",
-        linewidths=0.6,
-        linestyles="solid",
-    )
-    pick = np.linspace(0, size - 1, 13).round().astype(int)
-    u, v = np.moveaxis(arrows.reshape(size, size, 2)[np.ix_(pick, pick)], -1, 0)
-    length = np.sqrt(u**2 + v**2)
-    # Length by the square root: direction stays readable where the field is weak.
-    factor = np.sqrt(length / max(length.max(), 1e-12)) / np.maximum(length, 1e-12)
-    ax.quiver(
-        axis[pick],
-        axis[pick],
-        u * factor,
-        v * factor,
-        color="white",
-        scale=13,
-        width=0.008,
-        headwidth=3.5,
-    )
-    ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
-    ax.set_xticks([-8, 0, 8])
-    ax.set_yticks([-8, 0, 8])
-    return image
 
 
 def _caption(panel: str, record: Record) -> str:
