@@ -1,9 +1,18 @@
-"""Settings of the whole test run: silent broadcasting and promotion are errors."""
+"""Settings of the whole test run: silent broadcasting and promotion are errors.
 
+Most of a run is compilation of programs that are used a few times. XLA therefore
+compiles quickly, not well, and the workers, the processes that tests start, and later
+runs share compiled programs (``pytest --cache-clear`` removes them). What is set in the
+environment is kept.
+"""
+
+import os
 import signal
 
-import jax
-import pytest
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # before jax is imported
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Where the tests run in the background, a shell may have it ignored.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -11,6 +20,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = str(config.cache.mkdir("jax"))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        jax.config.update("jax_compilation_cache_dir", folder)
+        seconds = "0.1"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = seconds
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float(seconds))
 
 
 @pytest.fixture

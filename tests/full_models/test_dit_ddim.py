@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import torch_dit
+from support.optional import Lazy, needs
 
 import gmm_guidance as gg
 from full_models import load_weights
 
-torch = pytest.importorskip("torch", reason="needs the oracle extra: torch")
-diffusers = pytest.importorskip("diffusers", reason="needs the oracle extra: diffusers")
+torch, diffusers = Lazy("torch"), Lazy("diffusers")
+pytestmark = needs("torch", "diffusers")
 
 STEPS, CFG, OMEGA, BLOCK = 10, 3.0, 0.5, 1
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from oracles import torch_dit
 from oracles.dit_values import drop_blocks, predictions, relative_error
+from support.optional import Lazy, needs
 from support.trees import assert_same_trees
 
 import gmm_guidance as gg
@@ -18,11 +19,10 @@ from full_models.models.dit.config import DIT, SIT
 from full_models.models.dit.weights import official_table
 from full_models.weights.table import dump
 
-torch = pytest.importorskip("torch", reason="needs the oracle extra: torch")
-pytest.importorskip("diffusers", reason="needs the oracle extra: diffusers")
+torch = Lazy("torch")
 
 # The golden files test the same in the everyday command.
-pytestmark = pytest.mark.ci
+pytestmark = [pytest.mark.ci, needs("torch", "diffusers")]
 FAMILIES = {"ddpm": DIT, "flow": SIT}
 TOLERANCE = 1e-5
 STEPS = np.array([0, 1, 250, 999])

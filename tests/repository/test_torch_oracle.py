@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from support.optional import Lazy, needs
 
 import gmm_guidance as gg
 
-torch = pytest.importorskip("torch", reason="needs the oracle extra: torch")
+torch = Lazy("torch")
+pytestmark = needs("torch")
 
 
 @pytest.fixture(scope="module")

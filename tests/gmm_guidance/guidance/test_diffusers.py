@@ -16,6 +16,7 @@ from oracles.predictions import (
     step,
     value,
 )
+from support.optional import Lazy, needs
 
 from gmm_guidance import (
     APG,
@@ -30,8 +31,8 @@ from gmm_guidance import (
 from gmm_guidance.guidance.updates import ZeroVelocity
 from gmm_guidance.guidance.windows import Position
 
-torch = pytest.importorskip("torch", reason="needs the oracle extra: torch")
-pytest.importorskip("diffusers", reason="needs the oracle extra: diffusers")
+torch = Lazy("torch")
+pytestmark = needs("torch", "diffusers")
 
 POINTS = [random_point(seed, shape=(4, 3, 5)) for seed in range(3)]
 POINT = POINTS[0]
