@@ -19,6 +19,7 @@ from gmm_guidance.blocks import drop
 from gmm_guidance.blocks.block_list import stack_blocks
 from gmm_guidance.blocks.check_stack import StackCheck, check_stack
 from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
+from gmm_guidance.blocks.perturbation import Perturbation
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.blocks.stack import Backbone, BlockStack
 from gmm_guidance.diffusion.denoiser import Denoiser, Renoised
@@ -30,7 +31,11 @@ from gmm_guidance.guidance import (
     APG,
     CFG,
     MAMBOG,
+    PAG,
+    SEG,
+    STG,
     TCFG,
+    TPG,
     AutoGuidance,
     CalibratedGuidance,
     CFGPlusPlus,
@@ -44,6 +49,7 @@ from gmm_guidance.guidance import (
     SkipLayer,
     Unguided,
     UpdateRule,
+    WeakUnconditional,
     Windowed,
     guidance_rule,
     static_field,
@@ -118,19 +124,24 @@ __all__ = [
     "MAMBOG",
     "MeshConfig",
     "NetworkConfig",
+    "PAG",
     "Pass",
+    "Perturbation",
     "ProcessStack",
     "RectifiedFlow",
     "Renoised",
     "Rescaled",
     "RuleWrapper",
     "S2Guidance",
+    "SEG",
+    "STG",
     "SigmaCurve",
     "SigmaWindow",
     "SkipLayer",
     "StackCheck",
     "StepWindow",
     "TCFG",
+    "TPG",
     "TrainedDenoiser",
     "TrainingConfig",
     "TrainingProgress",
@@ -142,6 +153,7 @@ __all__ = [
     "VP",
     "WeakPassEffect",
     "WeakPassProfile",
+    "WeakUnconditional",
     "Windowed",
     "calibrate",
     "check_stack",

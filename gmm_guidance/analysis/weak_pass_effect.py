@@ -312,7 +312,7 @@ def _signature(term: WeakTerm | AutoGuidance, num_blocks: int | None) -> Any:
             f"form must be 'centered', a multiple of D_c - D_weak, got {term.form!r}."
         )
     none = jax.random.key(0), jnp.uint32(0), jnp.uint32(0), num_blocks, jnp.zeros(1)
-    passes = term.weak_passes(None, term.draw_masks(UndrawnDraws(*none)))
+    passes = term.weak_passes(None, term.draw_weak(UndrawnDraws(*none)))
     return jax.tree.structure(passes)
 
 
@@ -435,7 +435,7 @@ def _correct(
             random = _ExpectedMasks(
                 mask_key, level, num_blocks_of(denoiser), index, num_masks
             )
-            weak = term.weak_passes(label, term.draw_masks(random))
+            weak = term.weak_passes(label, term.draw_weak(random))
 
         def correction(x):
             outputs = evaluate_passes(denoiser, x, sigma, (Pass(label), weak))

@@ -1,8 +1,8 @@
 """Passes, and the evaluator that computes a set of them at least cost.
 
-A weak pass equals the full pass of the same label up to its first dropped block. So
+A weak pass equals the full pass of the same label up to its first perturbed block. So
 the full passes run as rows of one batch, and each weak pass joins them there as one
-more row, which leaves out its dropped blocks:
+more row, whose chosen blocks are left out or perturbed:
 
     blocks      0 .. first           first .. L
     rows        uncond, cond         uncond, cond, weak
@@ -21,7 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_guidance.blocks.shared_prefix import read_rows, run_full, run_joined
+from gmm_guidance.blocks.perturbation import Perturbation, check_kind
+from gmm_guidance.blocks.shared_prefix import (
+    WeakRows,
+    read_rows,
+    run_full,
+    run_joined,
+)
 from gmm_guidance.blocks.stack import BlockStack, is_block_stack, run_embed
 from gmm_guidance.diffusion.denoiser import Denoiser
 
@@ -34,21 +40,38 @@ class Pass:
     Attributes:
         label: the condition, integers of shape ``[n]``, or ``None`` for no condition.
         drop: blocks to leave out, ascending indices ``[k]`` padded at the end with
-            ``num_blocks``; or ``[n, k]``, a set for each sample; or ``None``.
+            ``num_blocks``; or ``[n, k]``, a set for each sample; or ``None``. The short
+            form of ``perturb=Perturbation("drop", blocks)``.
         model: another denoiser to evaluate, or ``None`` for the one being guided.
+        perturb: how chosen blocks are perturbed, or ``None``.
+
+    Raises:
+        ValueError: if both ``drop`` and ``perturb`` are given.
     """
 
     label: Any
     drop: jax.Array | None = None
     model: Any = None
+    perturb: Perturbation | None = None
+
+    def __post_init__(self):
+        if self.drop is not None and self.perturb is not None:
+            raise ValueError(
+                "a pass has one perturbation; give drop=blocks or perturb=, not both."
+            )
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """The perturbation of a weak pass; ``None`` for a full pass."""
+        return self.perturb if self.drop is None else Perturbation("drop", self.drop)
 
 
 def evaluate_passes(model: Denoiser, x: jax.Array, sigma: jax.Array, tree: Any) -> Any:
     """Evaluate passes on the same samples, sharing what they have in common.
 
     Values equal those of separate evaluations; on the CPU bit for bit, where each row
-    is computed in the shapes it has alone. Passes of a model without dropped blocks and
-    with the same label object are run once.
+    is computed in the shapes it has alone. Passes of a model without perturbed blocks
+    and with the same label object are run once.
 
     Args:
         model: the denoiser being guided.
@@ -60,8 +83,9 @@ def evaluate_passes(model: Denoiser, x: jax.Array, sigma: jax.Array, tree: Any) 
         The same tree with denoised samples ``[n, ...]`` in the places of the passes.
 
     Raises:
-        TypeError: if a pass drops blocks of a model that is not a ``BlockStack``, or a
-            model is not callable.
+        TypeError: if a pass perturbs blocks of a model that is not a ``BlockStack``, or
+            a model is not callable.
+        ValueError: for a kind of perturbation that the blocks of the model do not have.
     """
     passes, structure = jax.tree.flatten(tree, lambda leaf: isinstance(leaf, Pass))
     outputs: list[Any] = [None] * len(passes)
@@ -78,7 +102,8 @@ def _evaluate_on(
     model: Any, x: jax.Array, sigma: jax.Array, passes: Sequence[Pass]
 ) -> list[jax.Array]:
     """All passes of one model."""
-    if any(p.drop is not None for p in passes) and not is_block_stack(model):
+    weak = [p for p in passes if p.perturbation is not None]
+    if weak and not is_block_stack(model):
         raise TypeError(
             f"this guidance rule drops blocks, but {type(model).__name__} is not a "
             f"BlockStack (num_blocks, embed, block, readout). Use a rule that drops "
@@ -91,17 +116,16 @@ def _evaluate_on(
             f"{type(model).__name__} is not. A network in its own parameterization "
             f"becomes one by ProcessStack(network, process, prediction)."
         )
-    full_labels = _distinct([p.label for p in passes if p.drop is None])
+    full_labels = _distinct([p.label for p in passes if p.perturbation is None])
     if not is_block_stack(model):
         by_label = _evaluate_labels(model, x, sigma, full_labels)
         return [by_label[_index(full_labels, p.label)] for p in passes]
 
     labels = _distinct([p.label for p in passes])
-    weak = [p for p in passes if p.drop is not None]
     rows = _evaluate_rows(model, x, sigma, labels, full_labels, weak)
     return [
         rows[_index(labels, p.label)]
-        if p.drop is None
+        if p.perturbation is None
         else rows[len(labels) + _index(weak, p)]
         for p in passes
     ]
@@ -125,31 +149,42 @@ def _evaluate_rows(
     embedded = [run_embed(model, x, sigma, label) for label in labels]
     hidden, context = jax.tree.map(lambda *rows: jnp.stack(rows), *embedded)
     if weak:
-        drops = _stack_drops([p.drop for p in weak], model.num_blocks)
         base = np.array([_index(labels, p.label) for p in weak])
         idle = np.array([not _contains(full_labels, label) for label in labels])
-        hidden, context = run_joined(model, hidden, context, drops, base, idle)
+        rows = _weak_rows([p.perturbation for p in weak], model)
+        hidden, context = run_joined(model, hidden, context, rows, base, idle)
     else:
         hidden = run_full(model, hidden, context)
     return read_rows(model, hidden, context, x, sigma)
 
 
-def _stack_drops(drops: Sequence[Any], num_blocks: int) -> jax.Array:
-    """Index sets of one common length: ``[row, k]`` or ``[row, n, k]``."""
-    if len({d.ndim for d in drops}) > 1:
+def _weak_rows(perturbations: Sequence[Any], model: Any) -> WeakRows:
+    """Perturbations as rows, with index sets of one common length."""
+    for perturbation in perturbations:
+        check_kind(model, perturbation.kind)
+    sets = [p.blocks for p in perturbations]
+    if len({blocks.ndim for blocks in sets}) > 1:
         raise ValueError(
             "passes must either all drop blocks for the whole batch or all by sample."
         )
-    width = max(d.shape[-1] for d in drops)
-    return jnp.stack(
-        [
-            jnp.pad(
-                d,
-                [(0, 0)] * (d.ndim - 1) + [(0, width - d.shape[-1])],
-                constant_values=num_blocks,
-            )
-            for d in drops
-        ]
+    width = max(blocks.shape[-1] for blocks in sets)
+    padded = [
+        jnp.pad(
+            blocks,
+            [(0, 0)] * (blocks.ndim - 1) + [(0, width - blocks.shape[-1])],
+            constant_values=model.num_blocks,
+        )
+        for blocks in sets
+    ]
+    keys = [p.key for p in perturbations if p.key is not None]
+    amounts = [0.0 if p.amount is None else p.amount for p in perturbations]
+    return WeakRows(
+        jnp.stack(padded),
+        tuple((p.kind, p.amount is not None) for p in perturbations),
+        jnp.stack([jnp.asarray(a, jnp.result_type(float)) for a in amounts]),
+        jnp.stack([keys[0] if p.key is None else p.key for p in perturbations])
+        if keys
+        else None,
     )
 
 

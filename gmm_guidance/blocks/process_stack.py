@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_concrete
 from gmm_guidance.blocks.shared_prefix import run_blocks, run_full
-from gmm_guidance.blocks.stack import run_block
+from gmm_guidance.blocks.stack import run_block, run_segment_block
 from gmm_guidance.diffusion.parameterization import (
     Prediction,
     check_prediction,
@@ -100,10 +100,17 @@ class ProcessStack(WrappedStack):
         return run_block(self.backbone, index, hidden, context)
 
     def segment_block(
-        self, segment: int, index: ArrayLike, hidden: Any, context: Any
+        self,
+        segment: int,
+        index: ArrayLike,
+        hidden: Any,
+        context: Any,
+        perturb: Any = None,
     ) -> Any:
-        """The state after block ``index`` of a segment."""
-        return self.backbone.segment_block(segment, index, hidden, context)
+        """The state after block ``index`` of a segment, perhaps perturbed."""
+        return run_segment_block(
+            self.backbone, segment, index, hidden, context, perturb
+        )
 
     def readout(
         self, hidden: Any, context: Any, x: jax.Array, sigma: ArrayLike

@@ -26,6 +26,10 @@ class BlockStack(Protocol):
     - ``segment_block(segment, index, hidden, context)``: block ``index`` (may be
       traced, counted within the segment) of a segment (a Python integer).
     - ``block_costs``: relative FLOPs of each block, ``[num_blocks]`` numbers.
+    - ``perturbations``: kinds of perturbation that the blocks have besides ``"drop"``;
+      ``segment_block`` then takes one as ``perturb``, a ``BlockPerturbation`` or
+      ``None``. ``perturbation_savings`` maps kinds to the fraction of a block's cost
+      that each saves.
     """
 
     @property
@@ -53,8 +57,8 @@ class Backbone(Protocol):
 
     It sees noisy samples in the scale of its process and the time of its process, and
     returns its own prediction. Optional: ``segments``, the sizes of runs of equal
-    blocks (one of all blocks if absent); ``block_costs``, ``sample_shape`` and
-    ``num_labels``.
+    blocks (one of all blocks if absent); ``block_costs``, ``perturbations`` (as in
+    ``BlockStack``), ``sample_shape`` and ``num_labels``.
     """
 
     @property
@@ -129,15 +133,24 @@ def relative_costs(model: Any) -> np.ndarray:
 
 
 def run_segment_block(
-    model: Any, segment: int, index: ArrayLike, hidden: Any, context: Any
+    model: Any,
+    segment: int,
+    index: ArrayLike,
+    hidden: Any,
+    context: Any,
+    perturb: Any = None,
 ) -> Any:
     """Block ``index``, counted within a segment, of any stack.
+
+    ``perturb`` is ``None``, or a ``BlockPerturbation`` that the stack has.
 
     Raises:
         TypeError: if the block does not return a state like the one that it was given.
     """
-    if hasattr(model, "segment_block"):
-        hook = "segment_block"
+    hook = "segment_block"
+    if perturb is not None:
+        new = model.segment_block(segment, index, hidden, context, perturb)
+    elif hasattr(model, "segment_block"):
         new = model.segment_block(segment, index, hidden, context)
     else:
         hook = "block"

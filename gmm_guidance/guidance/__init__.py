@@ -13,14 +13,27 @@ from gmm_guidance.guidance.rule import (
 )
 from gmm_guidance.guidance.scale import SigmaCurve
 from gmm_guidance.guidance.updates import APG, MAMBOG, TCFG, CFGZeroStar
-from gmm_guidance.guidance.weak import AutoGuidance, S2Guidance, SkipLayer
+from gmm_guidance.guidance.weak import (
+    PAG,
+    SEG,
+    STG,
+    TPG,
+    AutoGuidance,
+    S2Guidance,
+    SkipLayer,
+    WeakUnconditional,
+)
 from gmm_guidance.guidance.wrappers import GuidedChannels, Rescaled, Windowed
 
 __all__ = [
     "APG",
     "CFG",
     "MAMBOG",
+    "PAG",
+    "SEG",
+    "STG",
     "TCFG",
+    "TPG",
     "AutoGuidance",
     "CFGPlusPlus",
     "CFGZeroStar",
@@ -35,6 +48,7 @@ __all__ = [
     "Unconditional",
     "Unguided",
     "UpdateRule",
+    "WeakUnconditional",
     "Windowed",
     "guidance_rule",
     "static_field",

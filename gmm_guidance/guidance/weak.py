@@ -1,10 +1,10 @@
-"""Guidance away from a weaker prediction: S²-Guidance, skip layers, AutoGuidance.
+"""Guidance away from a weaker prediction: S², skip layers, PAG, SEG, AutoGuidance.
 
-S²-Guidance and skip-layer guidance add a term to another rule,
+Most of them add a term to another rule,
 
     D = base + weak_scale (D_c - mean D_weak),
 
-with passes ``D_weak`` of the same condition from which blocks are dropped. The
+with passes ``D_weak`` of the same condition in which blocks are perturbed. The
 coefficients of the term sum to zero, so that it is the same in x0, noise, velocity and
 score. AutoGuidance extrapolates from the prediction of another network.
 """
@@ -15,11 +15,13 @@ import dataclasses
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_float
 from gmm_guidance.blocks.drop import DropDistribution, FixedBlocks, FixedCount
 from gmm_guidance.blocks.evaluate import Pass
+from gmm_guidance.blocks.perturbation import Perturbation, check_amount
 from gmm_guidance.diffusion.denoiser import map_denoised
 from gmm_guidance.guidance.cfg import CFG
 from gmm_guidance.guidance.draws import RandomDraws, Redraw
@@ -42,13 +44,16 @@ class WeakTerm(RuleWrapper):
     """Base of rules that add ``weak_scale (D_c - mean D_weak)`` to another rule.
 
     A subclass has the fields ``scale`` and ``window``, and defines ``weak_scale`` and
-    ``draw_masks``; for weak passes of another kind, ``weak_passes``. The term acts
+    ``draw_masks``; ``kind`` and ``amount`` are those of ``Perturbation``. The term acts
     inside the window, the other rule always. The state is that of the other rule.
     """
 
     scale: Scale | GuidanceRule
     window: Window | tuple[float, float] | None
+    kind: str = "drop"
+    amount: ArrayLike | None = None
     form: Form = "centered"
+    redraw: Redraw = "step"
 
     @property
     def weak_scale(self) -> Scale:
@@ -56,12 +61,16 @@ class WeakTerm(RuleWrapper):
         raise NotImplementedError(f"{type(self).__name__} must define weak_scale.")
 
     def draw_masks(self, random: RandomDraws) -> Any:
-        """The dropped blocks of each weak pass."""
+        """The perturbed blocks of each weak pass."""
         raise NotImplementedError(f"{type(self).__name__} must define draw_masks().")
 
-    def weak_passes(self, label: Any, masks: Any) -> tuple[Pass, ...]:
-        """One conditional pass for each mask."""
-        return tuple(Pass(label, drop=mask) for mask in masks)
+    def draw_weak(self, random: RandomDraws) -> tuple[Any, ...]:
+        """What each weak pass draws: its blocks, with a random key for a shuffle."""
+        return with_keys(self.draw_masks(random), self.kind, random, self.redraw)
+
+    def weak_passes(self, label: Any, drawn: Any) -> tuple[Pass, ...]:
+        """One conditional pass for each draw."""
+        return tuple(weak_pass(label, self.kind, self.amount, one) for one in drawn)
 
     @property
     def rule(self) -> GuidanceRule:  # type: ignore[override]
@@ -89,7 +98,7 @@ class WeakTerm(RuleWrapper):
     @override
     def draw(self, random: RandomDraws) -> Any:
         base = super().draw(random)
-        return {"base": base, "weak": () if self._is_off() else self.draw_masks(random)}
+        return {"base": base, "weak": () if self._is_off() else self.draw_weak(random)}
 
     @override
     def passes(self, label: Any, draws: Any) -> Any:
@@ -118,6 +127,23 @@ class WeakTerm(RuleWrapper):
 
     def _is_off(self) -> bool:
         return as_float(self.weak_scale) == 0.0
+
+
+def with_keys(
+    masks: tuple[Any, ...], kind: str, random: RandomDraws, redraw: Redraw
+) -> tuple[Any, ...]:
+    """The masks; each with a random key if a perturbation of its kind needs one."""
+    if kind != "shuffle":
+        return masks
+    return tuple((mask, random.key(redraw)) for mask in masks)
+
+
+def weak_pass(label: Any, kind: str, amount: Any, drawn: Any) -> Pass:
+    """The pass of a label with a perturbation, as ``with_keys`` draws it."""
+    if kind == "drop" and amount is None:
+        return Pass(label, drop=drawn)
+    blocks, key = drawn if kind == "shuffle" else (drawn, None)
+    return Pass(label, perturb=Perturbation(kind, blocks, amount, key))
 
 
 @guidance_rule
@@ -149,11 +175,16 @@ class S2Guidance(WeakTerm):
         redraw: a new mask each ``"step"`` (the paper), each ``"evaluation"``, or one
             for the whole ``"run"``.
         per_sample: a mask for each sample instead of one for the batch; saves nothing.
+        kind: what happens to the drawn blocks, see ``Perturbation``. ``"identity"`` is
+            perturbed-attention guidance in random layers, of which no publication is
+            known.
+        amount: strength of the perturbation; ``None`` is the full one.
 
     Raises:
-        ValueError: for a scale that is not finite, a count below 1, an unknown form, or
-            a window outside ``[0, 1]``; and, in a sampling run, for a distribution that
-            does not fit the model, or a window that contains no evaluation.
+        ValueError: for a scale that is not finite, a count below 1, an unknown form, an
+            amount out of range, or a window outside ``[0, 1]``; and, in a sampling run,
+            for a distribution or kind that does not fit the model, or a window that
+            contains no evaluation.
         TypeError: in a sampling run, if the denoiser has no blocks.
     """
 
@@ -167,10 +198,13 @@ class S2Guidance(WeakTerm):
     distribution: DropDistribution | None = static_field(default=None)
     redraw: Redraw = static_field(default="step")
     per_sample: bool = static_field(default=False)
+    kind: str = static_field(default="drop")
+    amount: ArrayLike | None = None
 
     def __post_init__(self):
         check_scale("scale", self.scale)
         check_scale("s2_scale", self.s2_scale)
+        check_amount(self.kind, self.amount)
         FixedCount(self.num_dropped, self.protected)
         as_window(self.window)
         if self.num_masks != "all" and self.num_masks < 1:
@@ -193,12 +227,31 @@ class S2Guidance(WeakTerm):
         )
 
 
+class ListedBlocks(WeakTerm):
+    """Base of weak terms that perturb the blocks of their field ``blocks``."""
+
+    blocks: tuple[int, ...]
+
+    def __post_init__(self):
+        check_scale("scale", self.scale)
+        check_scale("weight of the weak term", self.weak_scale)
+        check_amount(self.kind, self.amount)
+        FixedBlocks(self.blocks)
+        as_window(self.window)
+
+    @override
+    def draw_masks(self, random: RandomDraws) -> Any:
+        return random.dropped_blocks(FixedBlocks(self.blocks))
+
+
 @guidance_rule
-class SkipLayer(WeakTerm):
+class SkipLayer(ListedBlocks):
     """Skip-layer guidance: S² with listed blocks instead of random ones.
 
     ``D_u + scale (D_c - D_u) + skip_scale (D_c - D_skip)``, as released with Stable
-    Diffusion 3.5 Medium (scale 4, skip_scale 2.5, blocks 7, 8, 9, steps 1-20 %).
+    Diffusion 3.5 Medium (scale 4, skip_scale 2.5, blocks 7, 8, 9, steps 1-20 %). All
+    blocks from one on, ``range(f, num_blocks)``, are an early exit, whose weak pass
+    costs nothing.
 
     Args:
         scale: total CFG scale, 1 = off; or a rule to which the term is added in place
@@ -206,11 +259,15 @@ class SkipLayer(WeakTerm):
         blocks: indices of the blocks to skip.
         skip_scale: weight of the term; 0 = off.
         window: where the term acts, as in ``S2Guidance``.
+        kind: ``"drop"`` skips whole blocks, ``"drop_attention"`` or ``"drop_mlp"`` one
+            of their branches.
+        amount: part that is left out, in [0, 1]; ``None`` leaves out all.
 
     Raises:
-        ValueError: for a scale that is not finite, no or repeated blocks, or a window
-            outside ``[0, 1]``; and, in a sampling run, for blocks that the model does
-            not have, or a window that contains no evaluation.
+        ValueError: for a scale that is not finite, no or repeated blocks, an amount out
+            of range, or a window outside ``[0, 1]``; and, in a sampling run, for blocks
+            or a kind that the model does not have, or a window that contains no
+            evaluation. The other rules with listed blocks raise the same.
         TypeError: in a sampling run, if the denoiser has no blocks.
     """
 
@@ -218,21 +275,203 @@ class SkipLayer(WeakTerm):
     blocks: tuple[int, ...] = static_field()
     skip_scale: Scale = 2.5
     window: Window | tuple[float, float] | None = static_field(default=(0.01, 0.2))
-
-    def __post_init__(self):
-        check_scale("scale", self.scale)
-        check_scale("skip_scale", self.skip_scale)
-        FixedBlocks(self.blocks)
-        as_window(self.window)
+    kind: str = static_field(default="drop")
+    amount: ArrayLike | None = None
 
     @property
     @override
     def weak_scale(self) -> Scale:
         return self.skip_scale
 
+
+@guidance_rule
+class PAG(ListedBlocks):
+    """Perturbed-attention guidance: attention maps replaced by the identity. 0 = off.
+
+    ``D_u + scale (D_c - D_u) + pag_scale (D_c - D_weak)``, where every token of the
+    listed blocks attends to itself alone: Ahn et al. 2024 (arXiv 2403.17377), with 3.0
+    beside CFG and 5.0 alone, always on. With an ``amount`` it is SoftPAG (arXiv
+    2506.10978), in all heads. The authors' choice in SD3-medium is block 13 of 24.
+
+    Args:
+        scale: total CFG scale, 1 = off; or a rule to which the term is added.
+        blocks: indices of the perturbed blocks.
+        pag_scale: weight of the term; 0 = off.
+        window: where the term acts, as in ``S2Guidance``.
+        kind: ``"identity"``, or ``"identity_image"`` where text tokens take part in the
+            attention and keep theirs.
+        amount: part of the identity in the map, in [0, 1]; ``None`` is 1.
+    """
+
+    scale: Scale | GuidanceRule
+    blocks: tuple[int, ...] = static_field()
+    pag_scale: Scale = 3.0
+    window: Window | tuple[float, float] | None = static_field(default=None)
+    kind: str = static_field(default="identity")
+    amount: ArrayLike | None = None
+
+    @property
     @override
-    def draw_masks(self, random: RandomDraws) -> Any:
-        return random.dropped_blocks(FixedBlocks(self.blocks))
+    def weak_scale(self) -> Scale:
+        return self.pag_scale
+
+
+@guidance_rule
+class SEG(ListedBlocks):
+    """Smoothed energy guidance: attention with blurred queries. 0 = off.
+
+    ``D_u + scale (D_c - D_u) + seg_scale (D_c - D_weak)``: Hong 2024 (arXiv
+    2408.00760), with 3.0. Blurring the queries blurs the attention logits over the
+    tokens that ask.
+
+    Args:
+        scale: total CFG scale, 1 = off; or a rule to which the term is added.
+        blocks: indices of the perturbed blocks.
+        seg_scale: weight of the term; 0 = off.
+        window: where the term acts, as in ``S2Guidance``.
+        sigma: standard deviation of the Gaussian blur in tokens of the grid, 0 = off;
+            ``None`` is infinite: all tokens ask with the mean query.
+    """
+
+    scale: Scale | GuidanceRule
+    blocks: tuple[int, ...] = static_field()
+    seg_scale: Scale = 3.0
+    window: Window | tuple[float, float] | None = static_field(default=None)
+    sigma: ArrayLike | None = None
+    kind = "grid_blur"
+
+    @property
+    def amount(self) -> ArrayLike | None:  # type: ignore[override]
+        """The blur, as the amount of ``Perturbation``."""
+        return self.sigma
+
+    @property
+    @override
+    def weak_scale(self) -> Scale:
+        return self.seg_scale
+
+
+@guidance_rule
+class STG(ListedBlocks):
+    """Spatiotemporal skip guidance, made for video. 0 = off.
+
+    ``D_u + scale (D_c - D_u) + stg_scale (D_c - D_weak)``: Hyung et al. 2024 (arXiv
+    2411.18664), with 1.0, always on, in one block past the middle: 34 of 48 in Mochi
+    and 8 of 40 in Wan 14B dropped as a whole, 19 of 28 in LTX with the identity.
+
+    Args:
+        scale: total CFG scale, 1 = off; or a rule to which the term is added.
+        blocks: indices of the perturbed blocks.
+        stg_scale: weight of the term; 0 = off.
+        window: where the term acts, as in ``S2Guidance``.
+        kind: ``"drop"`` (the authors' code), ``"identity"`` (``values`` in LTX), or
+            ``"drop_attention"``.
+    """
+
+    scale: Scale | GuidanceRule
+    blocks: tuple[int, ...] = static_field()
+    stg_scale: Scale = 1.0
+    window: Window | tuple[float, float] | None = static_field(default=None)
+    kind: str = static_field(default="drop")
+
+    @property
+    @override
+    def weak_scale(self) -> Scale:
+        return self.stg_scale
+
+
+@guidance_rule
+class TPG(ListedBlocks):
+    """Token perturbation guidance: tokens permuted on entry into blocks. 0 = off.
+
+    ``D_u + scale (D_c - D_u) + tpg_scale (D_c - D_weak)``: Rajabi et al. 2025 (arXiv
+    2506.10036), with 3.0, always on. Each block and step has its own permutation, one
+    for all samples. The term does not vanish at low noise: with many steps it needs a
+    window that ends before.
+
+    Args:
+        scale: total CFG scale, 1 = off; or a rule to which the term is added.
+        blocks: indices of the perturbed blocks.
+        tpg_scale: weight of the term; 0 = off.
+        window: where the term acts, as in ``S2Guidance``.
+        amount: range of the moves, in [0, 1]; ``None`` permutes freely.
+        redraw: a new permutation each ``"step"``, ``"evaluation"``, or ``"run"``.
+    """
+
+    scale: Scale | GuidanceRule
+    blocks: tuple[int, ...] = static_field()
+    tpg_scale: Scale = 3.0
+    window: Window | tuple[float, float] | None = static_field(default=None)
+    amount: ArrayLike | None = None
+    redraw: Redraw = static_field(default="step")
+    kind = "shuffle"
+
+    @property
+    @override
+    def weak_scale(self) -> Scale:
+        return self.tpg_scale
+
+
+@guidance_rule
+class WeakUnconditional(UpdateRule):
+    """CFG whose unconditional pass is weakened: ``D_uw + scale (D_c - D_uw)``. 1 = off.
+
+    Skip-layer guidance in two passes, as practiced with Wan 2.1 (blocks 8 and 9);
+    ``CFG + (scale - 1) (D_u - D_uw)``, cheaper than CFG by what the perturbation
+    saves. With a random ``distribution`` it is S² in the unconditional pass.
+
+    Args:
+        scale: total scale; 1 = off.
+        distribution: of the perturbed blocks, ``drop.FixedBlocks((8, 9))`` or
+            ``drop.FixedCount(1)``.
+        window: where the unconditional pass is weak, as in ``S2Guidance``; CFG outside.
+        kind: kind of the perturbation, see ``Perturbation``.
+        amount: its strength; ``None`` is the full one.
+        redraw: how long a random set lasts, as in ``S2Guidance``.
+
+    Raises:
+        ValueError: for a scale that is not finite, an amount out of range, or a window
+            outside ``[0, 1]``; and, in a sampling run, for a distribution or kind that
+            does not fit the model, or a window that contains no evaluation.
+        TypeError: in a sampling run, if the denoiser has no blocks.
+    """
+
+    scale: Scale
+    distribution: DropDistribution = static_field()
+    window: Window | tuple[float, float] | None = static_field(default=None)
+    kind: str = static_field(default="drop")
+    amount: ArrayLike | None = None
+    redraw: Redraw = static_field(default="step")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_amount(self.kind, self.amount)
+        as_window(self.window)
+        _check_choice("redraw", self.redraw, ("step", "evaluation", "run"))
+
+    @override
+    def at(self, position: Position) -> GuidanceRule:
+        if not position.is_inside(self.window, self):
+            return CFG(self.scale).at(position)
+        rule = super().at(position)
+        return dataclasses.replace(self, window=None) if rule is self else rule
+
+    @override
+    def without_weak_passes(self) -> GuidanceRule:
+        return CFG(self.scale)
+
+    @override
+    def draw(self, random: RandomDraws) -> Any:
+        masks = random.dropped_blocks(self.distribution, 1, self.redraw)
+        return with_keys(masks, self.kind, random, self.redraw)[0]
+
+    @override
+    def passes(self, label: Any, draws: Any) -> Any:
+        return weak_pass(None, self.kind, self.amount, draws), Pass(label)
+
+    @override
+    def update(self, uncond, cond, x, sigma, state):
+        return cond - uncond, state
 
 
 @guidance_rule

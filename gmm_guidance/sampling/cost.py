@@ -9,6 +9,7 @@ import numpy as np
 
 from gmm_guidance._runtime.checks import as_concrete
 from gmm_guidance.blocks.drop import DropProbabilities
+from gmm_guidance.blocks.perturbation import check_kind, saved_fraction
 from gmm_guidance.blocks.stack import relative_costs
 from gmm_guidance.diffusion.schedule import Schedule
 from gmm_guidance.guidance.draws import RandomBlocks
@@ -21,8 +22,8 @@ class Cost(NamedTuple):
     """Forward passes per sample over a whole run.
 
     Attributes:
-        shared: cost as run here: weak passes join at their first dropped block.
-        separate: cost of weak passes run separately, without their dropped blocks.
+        shared: cost as run here: weak passes join at their first perturbed block.
+        separate: cost of weak passes run separately, without what they leave out.
         evaluations: number of denoiser evaluations by the solver.
     """
 
@@ -41,7 +42,9 @@ def expected_cost(
     """Expected forward passes per sample, exact over the distribution of random masks.
 
     A pass of another model (AutoGuidance) counts as one, whatever its size. A traced
-    scale counts as on. Embedding and readout count as nothing.
+    scale counts as on. Embedding and readout count as nothing. What a perturbation
+    saves of a block is the model's ``perturbation_savings``, and nothing without a
+    model.
 
     Args:
         guidance: the rule.
@@ -51,8 +54,9 @@ def expected_cost(
         solver: as in ``guided_sample``.
 
     Raises:
-        ValueError: if a drop distribution of the rule does not fit the model, or its
-            block costs are not positive, one for each block.
+        ValueError: if a drop distribution of the rule does not fit the model, its
+            blocks lack a kind of perturbation, or its block costs are not positive, one
+            for each block.
     """
     costs = relative_costs(model)
     solver = as_solver(solver)
@@ -62,35 +66,44 @@ def expected_cost(
         steps = segment.stop - segment.start
         for rule in segment.evaluations(solver):
             evaluations += steps
-            row_shared, row_separate = _passes_of(rule, costs)
+            row_shared, row_separate = _passes_of(rule, model, costs)
             shared += steps * row_shared
             separate += steps * row_separate
     return Cost(shared, separate, evaluations)
 
 
-def _passes_of(rule: GuidanceRule, costs: np.ndarray) -> tuple[float, float]:
+def _passes_of(
+    rule: GuidanceRule, model: Any, costs: np.ndarray
+) -> tuple[float, float]:
     """Shared and separate cost of one evaluation: each distinct pass once."""
     # Labels count as the same if they are the same object.
     passes = expected_passes(rule, len(costs), label=object())
-    full = {(id(p.label), id(p.model)) for p in passes if p.drop is None}
+    full = {(id(p.label), id(p.model)) for p in passes if p.perturbation is None}
     shared = separate = float(len(full))
     for p in passes:
-        if p.drop is None:
+        perturbation = p.perturbation
+        if perturbation is None:
             continue
-        found = _probabilities(p.drop, len(costs))
+        target = model if p.model is None else p.model
+        if not isinstance(target, int):
+            check_kind(target, perturbation.kind)
+        found = _probabilities(perturbation.blocks, len(costs))
         if found is None:
             # Nothing is skipped, and the prefix is hardly shared.
             shared, separate = shared + 1.0, separate + 1.0
             continue
-        own = float(costs @ (1.0 - found.dropped))
+        saved = found.dropped * saved_fraction(
+            target, perturbation.kind, perturbation.amount
+        )
+        own = float(costs @ (1.0 - saved))
         joins = (id(p.label), id(p.model)) in full
-        shared += float(costs @ (found.joined - found.dropped)) if joins else own
+        shared += float(costs @ (found.joined - saved)) if joins else own
         separate += own
     return shared, separate
 
 
 def _probabilities(drop: Any, num_blocks: int) -> DropProbabilities | None:
-    """Those of the dropped blocks; ``None`` for sets per sample, or unknown sets."""
+    """Those of the perturbed blocks; ``None`` for sets per sample, or unknown sets."""
     if isinstance(drop, RandomBlocks):
         return None if drop.per_sample else drop.distribution.probabilities(num_blocks)
     if isinstance(drop, jax.ShapeDtypeStruct):

@@ -40,11 +40,16 @@ class Pinned(WrappedStack):
         return self._pin(self.model.block(index, hidden, context))
 
     def segment_block(
-        self, segment: int, index: ArrayLike, hidden: Any, context: Any
+        self,
+        segment: int,
+        index: ArrayLike,
+        hidden: Any,
+        context: Any,
+        perturb: Any = None,
     ) -> Any:
-        """The model's block of a segment between placements."""
+        """The model's block of a segment between placements, perhaps perturbed."""
         hidden, context = self._pin((hidden, context))
-        new = run_segment_block(self.model, segment, index, hidden, context)
+        new = run_segment_block(self.model, segment, index, hidden, context, perturb)
         return self._pin(new)
 
     def readout(self, hidden: Any, context: Any, x: jax.Array, sigma: ArrayLike) -> Any:

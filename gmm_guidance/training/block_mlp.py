@@ -17,6 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
+from gmm_guidance.blocks.perturbation import (
+    ATTENTION_KINDS,
+    BlockPerturbation,
+    add_branch,
+    attention_savings,
+    perturbed_attention,
+    shuffled,
+)
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.diffusion.parameterization import ScaledPrediction
 from gmm_guidance.diffusion.process import VE
@@ -156,11 +164,31 @@ class AttentionBlock(nnx.Module):
         self.inner = nnx.Linear(width, width, rngs=rngs)
         self.outer = nnx.Linear(width, width, rngs=rngs)
 
-    def __call__(self, hidden: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        hidden: jax.Array,
+        context: jax.Array,
+        perturb: BlockPerturbation | None = None,
+    ) -> jax.Array:
         """The next state, ``[n, dim, width]``."""
-        tokens = self.norm(hidden) + self.condition(context)[:, None]
-        hidden = hidden + self.attention(tokens)
-        return hidden + self.outer(nnx.silu(self.inner(self.norm(hidden))))
+
+        def attend():
+            tokens = self.norm(hidden) + self.condition(context)[:, None]
+            if perturb is None:
+                return self.attention(tokens)
+            layer = self.attention
+            query, key, value = (
+                project(tokens) for project in (layer.query, layer.key, layer.value)
+            )
+            plain = nnx.dot_product_attention
+            return layer.out(perturbed_attention(plain, query, key, value, perturb))
+
+        def feed_forward():
+            return self.outer(nnx.silu(self.inner(self.norm(hidden))))
+
+        hidden = shuffled(hidden, perturb)
+        hidden = add_branch(hidden, attend, "attention", perturb)
+        return add_branch(hidden, feed_forward, "mlp", perturb)
 
 
 class _Kind(NamedTuple):
@@ -256,15 +284,33 @@ class BlockMLP(nnx.Module):
         hidden = self.embed_sample(inputs)
         return hidden + context if kind.at_input else hidden, nnx.silu(context)
 
+    @property
+    def perturbations(self) -> frozenset[str]:
+        """Kinds of perturbation besides dropping: those of attention, if it has any."""
+        return ATTENTION_KINDS if _KINDS[self.config.block].tokens else frozenset()
+
+    @property
+    def perturbation_savings(self) -> dict[str, float]:
+        """Fraction of the products of a block that each kind saves."""
+        c = self.config
+        return attention_savings(c.width, c.width, c.dim, c.width)
+
     def segment_block(
-        self, segment: int, index: ArrayLike, hidden: jax.Array, context: jax.Array
+        self,
+        segment: int,
+        index: ArrayLike,
+        hidden: jax.Array,
+        context: jax.Array,
+        perturb: BlockPerturbation | None = None,
     ) -> jax.Array:
-        """The state after block ``index``."""
+        """The state after block ``index``, perhaps perturbed."""
         chosen = jax.tree.map(
             lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False),
             self.blocks,
         )
-        return chosen(hidden, context)
+        if perturb is None:
+            return chosen(hidden, context)
+        return chosen(hidden, context, perturb)
 
     def readout(self, hidden: jax.Array, context: jax.Array) -> jax.Array:
         """The prediction F, ``[n, dim]``."""

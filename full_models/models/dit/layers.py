@@ -19,6 +19,12 @@ from full_models.models.layers import (
     layer_norm,
     modulate,
 )
+from gmm_guidance.blocks.perturbation import (
+    BlockPerturbation,
+    add_branch,
+    perturbed_attention,
+    shuffled,
+)
 
 
 class Attention(nnx.Module):
@@ -33,14 +39,29 @@ class Attention(nnx.Module):
         self.qkv = make(width, 3 * width)
         self.proj = make(width, width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``[n, T, D]`` to the same."""
+    def __call__(
+        self,
+        x: jax.Array,
+        perturb: BlockPerturbation | None = None,
+        grid: tuple[int, int] = (0, 0),
+    ) -> jax.Array:
+        """``[n, T, D]`` to the same; ``grid`` of the tokens, for a perturbation."""
         n, tokens, width = x.shape
+        if perturb is not None and perturb.is_full("identity"):
+            return self.proj(self._values(x))
         qkv = self.qkv(x).astype(self.dtype)
         qkv = qkv.reshape(n, tokens, 3, self.num_heads, width // self.num_heads)
         query, key, value = (qkv[:, :, i] for i in range(3))
-        mixed = attention(query, key, value, implementation="full")
+        plain = functools.partial(attention, implementation="full")
+        mixed = perturbed_attention(plain, query, key, value, perturb, grid)
         return self.proj(mixed.reshape(n, tokens, width))
+
+    def _values(self, x: jax.Array) -> jax.Array:
+        """The values alone, ``[n, T, D]``."""
+        width = x.shape[-1]
+        graph, state = nnx.split(self.qkv)
+        last = jax.tree.map(lambda a: a[..., 2 * width :], state)
+        return nnx.merge(graph, last)(x).astype(self.dtype)
 
 
 class Block(nnx.Module):
@@ -58,14 +79,28 @@ class Block(nnx.Module):
             width, 6 * width, dtype=dtype, kernel_init=ZEROS, rngs=rngs
         )
 
-    def __call__(self, hidden: jax.Array, condition: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        hidden: jax.Array,
+        condition: jax.Array,
+        perturb: BlockPerturbation | None = None,
+        grid: tuple[int, int] = (0, 0),
+    ) -> jax.Array:
         """The next tokens, ``[n, T, D]``; condition ``[n, D]``, activated."""
         terms = jnp.split(self.modulation(condition), 6, axis=-1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = terms
-        inner = modulate(layer_norm(hidden), shift, scale)
-        hidden = hidden + gate[:, None] * self.attn(inner)
-        inner = modulate(layer_norm(hidden), mlp_shift, mlp_scale)
-        return hidden + mlp_gate[:, None] * self.mlp(inner)
+
+        def attend():
+            inner = modulate(layer_norm(hidden), shift, scale)
+            return gate[:, None] * self.attn(inner, perturb, grid)
+
+        def feed_forward():
+            inner = modulate(layer_norm(hidden), mlp_shift, mlp_scale)
+            return mlp_gate[:, None] * self.mlp(inner)
+
+        hidden = shuffled(hidden, perturb)
+        hidden = add_branch(hidden, attend, "attention", perturb)
+        return add_branch(hidden, feed_forward, "mlp", perturb)
 
 
 @functools.cache

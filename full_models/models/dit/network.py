@@ -20,6 +20,11 @@ from full_models.models.layers import (
     from_patches,
     to_patches,
 )
+from gmm_guidance.blocks.perturbation import (
+    ATTENTION_KINDS,
+    BlockPerturbation,
+    attention_savings,
+)
 
 
 class DiT(nnx.Module):
@@ -61,6 +66,18 @@ class DiT(nnx.Module):
         return self.config.depth
 
     @property
+    def perturbations(self) -> frozenset[str]:
+        """Kinds of perturbation of the blocks."""
+        return ATTENTION_KINDS
+
+    @property
+    def perturbation_savings(self) -> dict[str, float]:
+        """Fraction of the products of a block that each kind saves."""
+        c = self.config
+        tokens = (c.input_size // c.patch_size) ** 2
+        return attention_savings(c.width, c.mlp_width, tokens, 6 * c.width)
+
+    @property
     def num_labels(self) -> int:
         """Number of classes."""
         return self.config.num_labels
@@ -90,16 +107,22 @@ class DiT(nnx.Module):
         return tokens + jnp.asarray(positions)[None], condition
 
     def segment_block(
-        self, segment: int, index: ArrayLike, hidden: jax.Array, context: jax.Array
+        self,
+        segment: int,
+        index: ArrayLike,
+        hidden: jax.Array,
+        context: jax.Array,
+        perturb: BlockPerturbation | None = None,
     ) -> jax.Array:
-        """The tokens after block ``index``, ``[n, T, D]``."""
+        """The tokens after block ``index``, ``[n, T, D]``, perhaps perturbed."""
+        side = self.config.input_size // self.config.patch_size
 
         def run(index, hidden, context):
             chosen = jax.tree.map(
                 lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False),
                 self.blocks,
             )
-            return chosen(hidden, context)
+            return chosen(hidden, context, perturb, (side, side))
 
         if self.config.remat:
             run = jax.checkpoint(run, prevent_cse=False)
