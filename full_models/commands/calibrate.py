@@ -15,7 +15,6 @@ from matplotlib.ticker import NullFormatter
 import gmm_guidance as gg
 from full_models.commands.options import ModelOptions
 from full_models.generation.run_folder import RunFolder, machine
-from full_models.statistics.npz import headers, read_array
 from gmm_guidance._runtime.figure_style import (
     COLORS,
     PAGE_WIDTH,
@@ -23,6 +22,7 @@ from gmm_guidance._runtime.figure_style import (
     figure_style,
 )
 from gmm_guidance._runtime.files import sha256
+from gmm_guidance._runtime.npz import headers, read_array
 from gmm_guidance._runtime.progress import Reporter
 from gmm_guidance.guidance.calibrated import feature_name
 

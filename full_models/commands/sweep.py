@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import tomllib
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,14 @@ from full_models.commands.options import (
 from full_models.generation.processes import ProcessOptions, from_first, is_first
 from full_models.generation.shard_set import ShardSet
 from full_models.models.family import Defaults
+from full_models.weights.table import listed
 from gmm_guidance._runtime.progress import Reporter
+from gmm_guidance._runtime.schema import Object, brief, checked, read_toml
 
 # Options of all settings: a sweep loads model and autoencoder once.
 _SHARED = ("mesh", "vae")
+_MOST_SETTINGS = 10_000
+_LONGEST_NAME = 240  # bytes of a file name, of which file systems allow 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,26 +132,37 @@ def read_grid(path: Path, options: dict[str, Any]) -> list[Setting]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}.")
-    try:
-        common = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be TOML: {error}.") from error
-    rules = common.pop("rules", None)
-    if not isinstance(rules, list) or not rules:
+    common = read_toml(path, Object)
+    rules = checked(common.pop("rules", None) or [], list[Object], f"{path}: rules")
+    if not rules:
         raise ValueError(
             f"{path} must have at least one table [[rules]] with a name and scales."
         )
-    settings: list[Setting] = []
+    grids: list[tuple[str, dict[str, list[Any]]]] = []
     for rule in rules:
-        name = rule.pop("name", None) if isinstance(rule, dict) else None
+        name = rule.pop("name", None)
         if not (isinstance(name, str) and name.replace("-", "").isalnum()):
             raise ValueError(
                 f"each [[rules]] of {path} needs a name of letters, digits and "
-                f"hyphens, got {name!r}."
+                f"hyphens, got {brief(ValueError(repr(name)))}."
             )
-        settings += _combinations(path, name, common | rule, options)
-    names = [setting.name for setting in settings]
-    twice = sorted({name for name in names if names.count(name) > 1})
+        grids.append((name, _values(path, common | rule, options)))
+    total = sum(math.prod(map(len, values.values())) for _, values in grids)
+    if total > _MOST_SETTINGS:
+        raise ValueError(
+            f"{path} has {total} settings, more than {_MOST_SETTINGS}; divide it into "
+            f"several files."
+        )
+    settings = [s for name, values in grids for s in _combinations(name, values)]
+    for setting in settings:
+        if len(setting.name.encode()) > _LONGEST_NAME or not setting.name.isprintable():
+            raise ValueError(
+                f"{path}: the name of a setting is that of its directory and must be "
+                f"printable and at most {_LONGEST_NAME} bytes long, got "
+                f"{brief(ValueError(repr(setting.name)))}."
+            )
+    counted = Counter(setting.name for setting in settings)
+    twice = sorted(name for name, count in counted.items() if count > 1)
     if twice:
         raise ValueError(
             f"each setting of {path} must have its own name, but "
@@ -155,13 +171,14 @@ def read_grid(path: Path, options: dict[str, Any]) -> list[Setting]:
     return settings
 
 
-def _combinations(
-    path: Path, name: str, given: dict[str, Any], options: dict[str, Any]
-) -> Iterator[Setting]:
+def _values(
+    path: Path, given: dict[str, Any], options: dict[str, Any]
+) -> dict[str, list[Any]]:
+    """The values of each option of a rule."""
     unknown = sorted(given.keys() - options.keys())
     if unknown:
         raise ValueError(
-            f"{path} has unknown options {', '.join(unknown)}; there are "
+            f"{path} has unknown options {listed(unknown)}; there are "
             f"{', '.join(sorted(options))}."
         )
     values = {}
@@ -176,8 +193,12 @@ def _combinations(
             except TypeError:
                 raise ValueError(
                     f"{path}: {key} must be of the type of {like!r}, or a list of such "
-                    f"values, got {value!r}."
+                    f"values, got {brief(ValueError(repr(value)))}."
                 ) from None
+    return values
+
+
+def _combinations(name: str, values: dict[str, list[Any]]) -> Iterator[Setting]:
     varied = [key for key in values if len(values[key]) > 1]
     for chosen in itertools.product(*values.values()):
         setting = dict(zip(values, chosen, strict=True))
@@ -189,9 +210,9 @@ def _like(value: Any, like: Any) -> Any:
     """A value of TOML as an option has it, of the type of another value."""
     if isinstance(like, tuple) and isinstance(value, list) and len(value) == len(like):
         return tuple(_like(v, part) for v, part in zip(value, like, strict=True))
-    if isinstance(like, float) and type(value) is int:
+    if isinstance(like, float) and type(value) is int and abs(value) < 2**53:
         return float(value)
-    if type(value) is not type(like):
+    if type(value) is not type(like) or type(value) is int and abs(value) >= 2**63:
         raise TypeError
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import jax
@@ -9,13 +10,36 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from gmm_guidance._runtime.schema import brief
+
 _GAP = 2  # pixels between the images of a grid
+_MOST_PIXELS = 1 << 26  # of an image that is read
 _SMALLEST = 64  # side of an image in a grid; smaller ones are enlarged
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
     """Write one image, uint8 ``[H, W, 3]`` or ``[H, W, 1]``."""
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+
+
+def read_image(path: Path) -> Image.Image:
+    """One image of at most 2^26 pixels, loaded.
+
+    Raises:
+        ValueError: if the file is damaged, no image, or larger.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels")
+                image.load()
+                return image
+    except Exception as error:  # damaged files make Pillow fail in any way
+        raise ValueError(
+            f"{path} is damaged or no image ({brief(error)}); write it again."
+        ) from error
 
 
 def make_grid(images: np.ndarray, columns: int) -> np.ndarray:

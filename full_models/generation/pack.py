@@ -82,7 +82,7 @@ def _pack(found: ShardSet, out: Path, layout: PackLayout, progress: Progress) ->
     if path.exists():
         raise FileExistsError(f"{path} exists already; delete it, or choose --out.")
     out.mkdir(parents=True, exist_ok=True)
-    images = _images(found, progress)
+    images = _images(found, first.shape[1:], progress)
     if layout == "npz":
         with atomic(path) as temporary:
             _write_npz(temporary, shape, found.labels, images)
@@ -92,14 +92,18 @@ def _pack(found: ShardSet, out: Path, layout: PackLayout, progress: Progress) ->
     return path
 
 
-def _images(found: ShardSet, progress: Progress) -> Iterator[np.ndarray]:
-    """The images of each shard in turn."""
+def _images(
+    found: ShardSet, shape: tuple[int, ...], progress: Progress
+) -> Iterator[np.ndarray]:
+    """The images of each shard in turn, all of one shape."""
     for shard in found.shards():
         images = found.read_shard(shard).images
-        if images is None or len(images) != shard.count:
+        if images is None or images.shape[1:] != shape:
             raise ValueError(
-                f"{found.out}: {shard.name} must hold {shard.count} images; make it "
-                f"again with generate --resume."
+                f"{found.path(shard)} is damaged or of another kind: its images must "
+                f"be {shape}, as those of the first shard, got "
+                f"{None if images is None else images.shape[1:]}; make it again with "
+                f"generate --resume."
             )
         yield images
         progress(shard.first + shard.count)

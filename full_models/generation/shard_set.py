@@ -21,10 +21,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
-from PIL import Image
+from numpy.lib import format as npy
 
-from full_models.generation.images import save_png
+from full_models.generation.images import read_image, save_png
 from gmm_guidance._runtime.files import (
     atomic,
     atomic_folder,
@@ -32,6 +33,16 @@ from gmm_guidance._runtime.files import (
     sha256,
     to_disk,
     write_text,
+)
+from gmm_guidance._runtime.npz import headers, read_array
+from gmm_guidance._runtime.schema import (
+    Count,
+    Index,
+    Object,
+    Sha256,
+    brief,
+    damaged,
+    read_json,
 )
 from gmm_guidance._runtime.tensor_files import differences
 
@@ -66,6 +77,26 @@ class ShardArrays(NamedTuple):
     labels: np.ndarray
     images: np.ndarray | None
     samples: np.ndarray | None
+
+
+class _Plan(msgspec.Struct, forbid_unknown_fields=True):
+    """Content of ``plan.json``."""
+
+    kind: Literal["full_models generation"]
+    run: Object
+    num: Count
+    shard_size: Count
+    format: ShardFormat
+    labels_sha256: Sha256
+
+
+class _Record(msgspec.Struct, forbid_unknown_fields=True):
+    """Content of the record of a shard."""
+
+    first: Index
+    count: Count
+    file: str
+    sha256: Sha256
 
 
 class ShardSet:
@@ -112,23 +143,15 @@ class ShardSet:
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text())
-            labels = np.load(out / LABELS, allow_pickle=False)
-            if labels.dtype != np.int32 or labels.ndim != 1 or (labels < 0).any():
-                raise ValueError(f"labels of type {labels.dtype} {labels.shape}")
-            result = cls(
-                out, found["run"], labels, found["shard_size"], found["format"]
-            )
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            plan = read_json(path, _Plan)
+            labels = _read_labels(out / LABELS, plan.num)
+            result = cls(out, plan.run, labels, plan.shard_size, plan.format)
+            if result.description() != msgspec.to_builtins(plan):
+                raise ValueError(f"{path} and {LABELS} do not belong together.")
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"{path} or its {LABELS} is damaged ({error}); delete the directory, "
-                f"or choose another with --out."
+                f"{error} Delete the directory, or choose another with --out."
             ) from error
-        if result.description() != found:
-            raise ValueError(
-                f"{path} and {LABELS} do not belong together; delete the directory, or "
-                f"choose another with --out."
-            )
         return result
 
     @property
@@ -231,22 +254,24 @@ class ShardSet:
         """The arrays of a shard, whose checksum is verified.
 
         Raises:
-            ValueError: if it is absent or damaged.
+            ValueError: if it is absent or damaged, or holds something else.
         """
         path, fault = self.path(shard), self.fault(shard)
-        if fault is not None:
-            raise ValueError(
-                f"{path} is {fault}; run generate with --resume to make it again."
-            )
-        if self.format == "npz":
-            with np.load(path, allow_pickle=False) as file:
-                found = {
-                    n: file[n] if n in file else None for n in ("arr_0", "samples")
-                }
-                return ShardArrays(file["labels"], found["arr_0"], found["samples"])
         labels = self.labels[shard.first : shard.first + shard.count]
-        images = np.stack([_read_png(file) for file in sorted(path.iterdir())])
-        return ShardArrays(labels, images, None)
+        try:
+            if fault is not None:
+                raise ValueError(f"{path} is {fault}.")
+            if self.format == "npz":
+                found = _read_npz(path, shard.count)
+            else:
+                found = ShardArrays(labels, _read_pngs(path, shard, labels), None)
+            if not np.array_equal(found.labels, labels):
+                raise damaged(path, "its labels are not those of the plan")
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Run generate with --resume to make it again."
+            ) from error
+        return found
 
     def fault(self, shard: Shard) -> str | None:
         """``"absent"`` or ``"damaged"`` if a shard does not count, else ``None``."""
@@ -264,11 +289,12 @@ class ShardSet:
     def record(self, shard: Shard) -> dict[str, Any] | None:
         """The record of a shard, if there is a sound one."""
         try:
-            record = json.loads(self.record_path(shard).read_text())
-            whole = (record["first"], record["count"]) == (shard.first, shard.count)
-            return record if whole and isinstance(record["sha256"], str) else None
-        except (OSError, ValueError, KeyError, TypeError):
+            record = read_json(self.record_path(shard), _Record)
+        except (OSError, ValueError):
             return None
+        found = (record.first, record.count, record.file)
+        whole = found == (shard.first, shard.count, self.path(shard).name)
+        return msgspec.to_builtins(record) if whole else None
 
     def path(self, shard: Shard) -> Path:
         """The file of a shard, or its folder of PNG files."""
@@ -308,14 +334,56 @@ class ShardSet:
             _remove(path)
 
 
-def _read_png(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+def _read_labels(path: Path, num: int) -> np.ndarray:
+    """int32 ``[num]``, each at least 0."""
+    with path.open("rb") as file:
+        try:
+            if npy.read_magic(file) != (1, 0):
+                raise ValueError("another version of the format")
+            shape, _, dtype = npy.read_array_header_1_0(file)
+            if shape != (num,) or dtype != np.int32:
+                raise ValueError(f"it must hold int32 [{num}], got {dtype} {shape}")
+            labels = np.frombuffer(file.read(), np.int32)
+            if len(labels) != num or (labels < 0).any():
+                raise ValueError(f"it must hold {num} labels of at least 0")
+        except (ValueError, EOFError) as error:
+            raise damaged(path, brief(error)) from error
+    return labels
+
+
+def _read_npz(path: Path, count: int) -> ShardArrays:
+    """The arrays of a shard; types and shapes are checked before they are read."""
+    found = headers(path)
+    wanted = {
+        "labels": lambda a: a.dtype == np.int32 and a.shape == (count,),
+        "arr_0": lambda a: a.dtype == np.uint8 and len(a.shape) == 4,
+        "samples": lambda a: a.dtype == np.float32 and len(a.shape) == 4,
+    }
+    present = [name for name in wanted if name in found]
+    if "labels" not in present or len(present) < 2:
+        raise damaged(path, f"it must hold labels and images, but has {list(found)}")
+    for name in present:
+        shape, dtype = found[name].shape, found[name].dtype
+        channels = name != "arr_0" or shape[-1:] in ((1,), (3,))
+        if not wanted[name](found[name]) or shape[0] != count or not channels:
+            raise damaged(path, f"its {name} are {dtype} {shape}")
+    arrays = {name: read_array(path, name) for name in present}
+    return ShardArrays(arrays["labels"], arrays.get("arr_0"), arrays.get("samples"))
+
+
+def _read_pngs(folder: Path, shard: Shard, labels: np.ndarray) -> np.ndarray:
+    names = [f"{shard.first + i:09d}-{label}.png" for i, label in enumerate(labels)]
+    if sorted(names) != sorted(file.name for file in folder.iterdir()):
+        raise damaged(folder, "its images are not those of the plan")
+    images = [read_image(folder / name) for name in names]
+    pixels = [i if i.ndim == 3 else i[..., None] for i in map(np.asarray, images)]
+    if len({(p.shape, p.dtype.name) for p in pixels}) > 1 or pixels[0].dtype != "uint8":
+        raise damaged(folder, "its images are of several kinds")
+    return np.stack(pixels)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # never what a link leads to
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

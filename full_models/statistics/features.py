@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from full_models.statistics.npz import headers, read_array
 from gmm_guidance._runtime.files import atomic
+from gmm_guidance._runtime.npz import headers, read_array
 from gmm_guidance.metrics import FeatureMoments, feature_moments
 
 #: Takes uint8 images ``[n, H, W, 3]``; returns features ``[n, d]``, or these and logits

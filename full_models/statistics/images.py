@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from full_models.statistics.npz import headers, read_batches
+from full_models.generation.images import read_image
+from gmm_guidance._runtime.npz import headers, read_batches
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _KEY = "arr_0"
@@ -93,13 +93,7 @@ def _in_folder(folder: Path) -> ImageSource:
 
 def _read(file: Path) -> np.ndarray:
     """One image, uint8 ``[H, W, 3]``."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError) as error:  # all of them Pillow's
-        raise ValueError(
-            f"{file} is damaged or no image ({error}); write it again."
-        ) from error
+    image = read_image(file)
     if image.mode[0] in "IF":  # converting these cuts values above 255
         raise ValueError(
             f"{file} must have 8 bits for each channel, but its mode is "

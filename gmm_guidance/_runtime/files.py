@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,24 +74,51 @@ def locked_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
 
     Raises:
         BlockingIOError: if another process holds the folder; the message names it.
-        OSError: if the folder cannot be written.
+        OSError: if the folder cannot be written, or the lock file leads to a file
+            elsewhere, which is left alone.
     """
     path = folder / name
+    if os.path.lexists(path):
+        _check_lock_file(path, path.lstat())
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        holder = path.read_text().strip() if path.exists() else ""
         raise BlockingIOError(
-            f"{folder} is in use by another process ({holder or 'unknown'}); wait for "
-            f"it, or choose another directory."
+            f"{folder} is in use by another process ({_holder(path)}); wait for it, or "
+            f"choose another directory."
         ) from None
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        # What may have taken the place of the file meanwhile is not written to.
+        with open(path, "r+", opener=_without_links) as file:
+            _check_lock_file(path, os.fstat(file.fileno()))
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: nobody can hold it then
         lock.release()
+
+
+def _check_lock_file(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise OSError(
+            f"the lock file {path} must be a regular file, but is a link or something "
+            f"else, which is never written to; delete it."
+        )
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, as its file says."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        with open(path, opener=_without_links) as file:
+            text = file.read(100)
+        return "".join(filter(str.isprintable, text)) or "unknown"
+    return "unknown"
 
 
 def to_disk(path: Path) -> None:

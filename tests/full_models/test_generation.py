@@ -1,8 +1,10 @@
 """Large sets: planned, in shards, resumable, and never taken for whole when not."""
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 import textwrap
 import time
@@ -312,6 +314,95 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
     one_shard = 6 * 64 * 64 * 3 * 5
     assert peaks[0] > one_shard
     assert peaks[1] < peaks[0] + one_shard
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["/tmp/escaped", "../escaped"] * 10),
+        np.arange(20.0),
+        np.arange(20, dtype=np.int32).reshape(20, 1),
+        -np.arange(20, dtype=np.int32),
+        np.zeros(19, np.int32),
+    ],
+    ids=lambda a: f"{a.dtype} {a.shape}",
+)
+def test_labels_of_others_never_decide_where_a_file_is_written(tmp_path, labels):
+    out = tmp_path / "out"
+    fill(out)
+    np.save(out / "labels.npy", labels)  # with its checksum, as somebody else would
+    plan = json.loads((out / "plan.json").read_text())
+    plan["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
+    (out / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=r"labels.npy is damaged or of another kind"):
+        pack(out, tmp_path / "packed", "by-label", lambda done: None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num": "20"},
+        {"num": 2**70},
+        {"shard_size": 0},
+        {"shard_size": 2.5},
+        {"format": "../npz"},
+        {"kind": None},
+        {"run": []},
+        {"more": 1},
+        {"labels_sha256": 3},
+    ],
+    ids=str,
+)
+def test_plans_are_checked_by_their_schema(tmp_path, change):
+    make_set(tmp_path).write_plan()
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(plan | change))
+    with pytest.raises(ValueError, match=r"plan.json is damaged or of another kind"):
+        ShardSet.read(tmp_path)
+
+
+def test_links_in_a_set_are_removed_and_not_followed(tmp_path):
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    fill(out, format="png")
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    (out / ".partial-x").symlink_to(victim)
+    shutil.rmtree(out / "shard-00001")
+    (out / "shard-00001").symlink_to(victim)
+    assert fill(out, format="png", resume=True) == [1]
+    assert (victim / "file").read_text() == "precious"
+    assert not (out / "shard-00001").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((6, 3, 4, 3), np.uint8)}, "as those of the first shard"),
+        ({"arr_0": np.zeros((6, 4, 5, 4), np.uint8)}, r"arr_0 are uint8 \(6, 4, 5, 4"),
+        ({"arr_0": np.zeros((6, 4, 5, 3))}, "arr_0 are float64"),
+        ({"arr_0": np.zeros((5, 4, 5, 3), np.uint8)}, r"arr_0 are uint8 \(5"),
+        ({"labels": np.zeros(6, np.int32)}, "not those of the plan"),
+        ({"labels": None}, "must hold labels and images"),
+        (None, "no .npz file"),
+    ],
+    ids=str,
+)
+def test_shards_whose_record_fits_but_not_their_content(tmp_path, arrays, message):
+    out = tmp_path / "out"
+    fill(out)
+    path = out / "shard-00001.npz"
+    with np.load(path) as file:
+        content = dict(file) | (arrays or {})
+    np.savez(path, **{n: a for n, a in content.items() if a is not None})
+    if arrays is None:
+        path.write_bytes(path.read_bytes()[:-30])
+    record = json.loads((out / "shard-00001.json").read_text())
+    record["sha256"] = sha256(path)
+    (out / "shard-00001.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        pack(out, tmp_path, "npz", lambda done: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

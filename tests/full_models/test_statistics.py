@@ -1,7 +1,11 @@
 """Statistics from feature files: values, files, extraction and the command."""
 
+import io
 import json
+import struct
 import sys
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -293,6 +297,39 @@ def test_images_that_will_not_do(tmp_path):
     refused("must have 8 bits")
     (tmp_path / "grid.png").write_bytes(b"nothing")
     refused(r"grid\.png is damaged")
+
+
+def test_declared_sizes_are_not_believed(tmp_path):
+    """Shapes of an array and of an image, with the checksums that go with them."""
+    picture = io.BytesIO()
+    Image.fromarray(some_images()[0]).save(picture, "PNG")
+    content = bytearray(picture.getvalue())
+    for side in (9_000, 60_000):
+        content[16:24] = struct.pack(">II", side, side)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.png is damaged or no image .*pixels"):
+            next(open_images(tmp_path).batches(1))
+    header = io.BytesIO()
+    fields = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)}
+    np.lib.format.write_array_header_1_0(header, fields)
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
+        archive.writestr("features.npy", header.getvalue() + bytes(400))
+    with pytest.raises(ValueError, match=r"has 400 bytes of 4000000000000"):
+        load_features(tmp_path / "f.npz")
+
+
+def test_an_array_whose_name_is_damaged_is_not_taken_for_absent(tmp_path):
+    path = tmp_path / "f.npz"
+    np.savez(path, features=np.ones((4, 3)), logits=np.ones((4, 2)))
+    content = path.read_bytes()
+    start = content.rindex(b"logits.npy")
+    for place in range(start, start + 10):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            load_features(path)
 
 
 # -- extraction -----------------------------------------------------------------------

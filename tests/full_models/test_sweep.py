@@ -37,7 +37,14 @@ def test_a_grid_takes_all_combinations(tmp_path):
         ('[[rules]]\nname = "a"\nnum = true', "num must be of the type of 1.*got True"),
         ('[[rules]]\nname = "a"\nnum = []', "num must be of the type of 1, or a list"),
         ('[[rules]]\nname = "a"\nwindow = [1.0]', "window must be of the type"),
-        ("rules = [3]", "needs a name"),
+        ("rules = [3]", "damaged or of another kind: Expected `object`, got `int`"),
+        ("x = " + "[" * 5000 + "]" * 5000, "must be TOML"),
+        ("num = " + "9" * 400 + '\n[[rules]]\nname = "a"', "must be of the type of 1"),
+        (
+            f'num = {[*range(20_000)]}\n[[rules]]\nname = "a"',
+            "has 20000 settings, more than 10000",
+        ),
+        (f'[[rules]]\nname = "{"a" * 300}"', "at most 240 bytes"),
         ('[[rules]]\nname = "a"\n[[rules]]\nname = "a"', "more than once"),
     ],
 )

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gmm_guidance._runtime.files import atomic_folder
+from gmm_guidance._runtime.files import atomic_folder, locked_folder
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["absent", "empty"])
@@ -39,3 +39,20 @@ def test_a_place_that_was_taken_meanwhile_is_kept(tmp_path):
         (place / "file").write_text("theirs")
     assert (place / "file").read_text() == "theirs"
     assert [p.name for p in tmp_path.iterdir()] == ["place"]
+
+
+@pytest.mark.parametrize("link", ["symbolic", "dangling", "hard", "pipe"])
+def test_a_lock_file_that_leads_elsewhere_is_left_alone(tmp_path, link):
+    victim, lock = tmp_path / "victim", tmp_path / "set" / ".lock"
+    lock.parent.mkdir()
+    victim.write_text("precious")
+    if link == "hard":
+        os.link(victim, lock)
+    elif link == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(victim if link == "symbolic" else tmp_path / "absent")
+    with pytest.raises(OSError, match="never written to"), locked_folder(lock.parent):
+        pass
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "absent").exists()

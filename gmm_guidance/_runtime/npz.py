@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 import zlib
@@ -13,11 +14,19 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from gmm_guidance._runtime.schema import brief
+
+# No entry compressed by deflate is larger than this times its compressed size.
+_MOST_COMPRESSION = 1032
 _DAMAGE = (
     ValueError,
+    SyntaxError,  # of a header, by NumPy
     OSError,
     EOFError,
     KeyError,
+    TypeError,
+    OverflowError,
+    RecursionError,
     NotImplementedError,  # a compression that zipfile does not know
     RuntimeError,  # an encrypted file
     struct.error,
@@ -43,16 +52,27 @@ def headers(path: Path) -> dict[str, Header]:
     """
     with _opened(path) as file:
         found = {}
-        for name in file.namelist():
-            if name.endswith(".npy"):
-                with file.open(name) as stream:
-                    found[name.removesuffix(".npy")] = _header(stream)
+        for info in file.infolist():
+            with file.open(info) as stream:  # compares the name stored twice
+                if info.filename.endswith(".npy"):
+                    header = _header(stream)
+                    _check_size(info, header, stream.tell(), path.stat().st_size)
+                    found[info.filename.removesuffix(".npy")] = header
         return found
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays, by name. Raises as ``read_array``."""
+    return {name: read_array(path, name) for name in headers(path)}
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
     """One array. Raises as ``headers``; also if it is absent or of Python objects."""
     with _opened(path) as file, file.open(f"{name}.npy") as stream:
+        header = _header(stream)
+        info = file.getinfo(f"{name}.npy")
+        _check_size(info, header, stream.tell(), path.stat().st_size)
+        stream.seek(0)
         return npy.read_array(stream, allow_pickle=False)
 
 
@@ -73,6 +93,21 @@ def read_batches(path: Path, name: str, size: int) -> Iterator[np.ndarray]:
             yield np.frombuffer(data, dtype).reshape(part)
 
 
+def _check_size(
+    info: zipfile.ZipInfo, header: Header, start: int, file_size: int
+) -> None:
+    """Refuse an array that is not as large as its entry, or an entry than its file."""
+    if header.dtype.hasobject:
+        return  # refused where it is read
+    size = math.prod(header.shape) * header.dtype.itemsize
+    most = file_size * (_MOST_COMPRESSION if info.compress_type else 1)
+    if start + size != info.file_size or info.file_size > most:
+        raise ValueError(
+            f"{info.filename} of shape {header.shape} has {info.file_size - start} "
+            f"bytes of {size}"
+        )
+
+
 def _header(stream: IO[bytes]) -> Header:
     version = npy.read_magic(stream)
     if version == (1, 0):
@@ -91,6 +126,6 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield file
     except _DAMAGE as error:
         raise ValueError(
-            f"{path} is damaged or no .npz file ({error}); write it again with "
+            f"{path} is damaged or no .npz file ({brief(error)}); write it again with "
             f"numpy.savez."
         ) from error
