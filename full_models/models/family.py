@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
 
 from full_models.weights.table import Stored, Table
 from gmm_guidance.blocks.process_stack import ProcessStack
@@ -155,6 +159,8 @@ class Family:
         execution: fields of the config that no file of weights decides.
         placement: how parameters are divided over a mesh, by their paths.
         subfolder: folder of its weights inside the folder of a diffusers pipeline.
+        refuse: raises ``ValueError`` for a path at which weights of another model have
+            the tensors of this family.
     """
 
     name: str
@@ -166,12 +172,39 @@ class Family:
     execution: tuple[str, ...] = ("compute_dtype",)
     placement: PathRules = ()
     subfolder: str = "transformer"
+    refuse: Callable[[Path], None] = lambda path: None
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["backbone"],
+    meta_fields=["process", "prediction", "return_variance"],
+)
+@dataclasses.dataclass(frozen=True)
+class PromptStack(ProcessStack):
+    """A ``ProcessStack`` of a network whose labels are prompts."""
+
+    def with_prompts(self, prompts: Any) -> PromptStack:
+        """The model with these prompts as its labels; parameters are shared.
+
+        Args:
+            prompts: states of the text encoder, see ``with_prompts`` of the network.
+
+        Raises:
+            ValueError: if they are not of the encoder of this model.
+        """
+        # Forwarded to the network, it would return the network.
+        return dataclasses.replace(self, backbone=self.backbone.with_prompts(prompts))
 
 
 def as_stack(backbone: Any) -> ProcessStack:
-    """A network of some family as a ``Denoiser`` and ``BlockStack``."""
+    """A network of some family as a ``Denoiser`` and ``BlockStack``.
+
+    A network with prompts becomes one with ``with_prompts``.
+    """
     config = backbone.config
-    return ProcessStack(backbone, config.process, config.prediction)
+    kind = PromptStack if hasattr(backbone, "with_prompts") else ProcessStack
+    return kind(backbone, config.process, config.prediction)
 
 
 def unknown_name(name: str, known: Iterable[str]) -> ValueError:

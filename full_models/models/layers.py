@@ -55,13 +55,21 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 class MLP(nnx.Module):
     """Two linear maps with a tanh-approximated GELU between them."""
 
-    def __init__(self, width: int, inner: int, dtype: str, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        dtype: str,
+        outer: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
         make = functools.partial(Linear, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
         self.fc1 = make(width, inner)
-        self.fc2 = make(inner, width)
+        self.fc2 = make(inner, width if outer is None else outer)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[..., D]`` to the same."""
+        """``[..., width]`` to ``[..., outer]``, by default the same."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
 
 

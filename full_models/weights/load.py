@@ -210,6 +210,7 @@ def _inspect(path: Path, root: str | None, families: Sequence[Family]) -> _Found
     for family in families:
         for name, layout in family.layouts.items():
             if (selected := layout.select(stored)) is not None:
+                family.refuse(path)
                 said = _infer(layout, selected, path.parent / "config.json")
                 return _Found(path, family, name, selected, said)
     raise ValueError(
