@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
+import platformdirs
 import tyro
 
 from gmm_guidance import MeshConfig
@@ -53,7 +55,10 @@ class Run:
     names: Names
     """Experiments, groups (paper, analysis, related, images), or all."""
     quick: bool = False
-    """Small runs, to check that everything works: about eleven minutes for all."""
+    """Small runs, to check that everything works."""
+    full: bool = False
+    """Longer runs where an experiment has one, in the background of other work: longer
+    training, more kinds of network."""
     out: Path = Path("results")
     """Results folder."""
     seeds: int | None = None
@@ -62,15 +67,21 @@ class Run:
     """Compute everything again, also what is stored."""
     mesh: str = "data=1"
     """Devices that divide seeds and samples, such as data=8."""
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache folder, for later runs."""
 
     def __call__(self, rest: Sequence[str] = ()) -> None:
         """Check all configurations, then compute, write and draw."""
+        if self.quick and self.full:
+            raise ValueError("choose one of --quick and --full.")
         experiments, left_out = self._choose()
         configs = [self._configure(experiment, rest) for experiment in experiments]
         mesh = MeshConfig.parse(self.mesh).build()
         started = time.monotonic()
         written: list[Path] = []
         with Reporter() as reporter:
+            if self.compile_cache:
+                keep_compiled_programs(reporter)
             # On one device nothing is divided: the program without a mesh.
             store = Store(
                 self.out, reporter, self.fresh, mesh if mesh.size > 1 else None
@@ -101,6 +112,8 @@ class Run:
             reporter.say(f"finished in {time.monotonic() - started:.0f} s; written:")
             for path in written:
                 reporter.say(f"  {path}")
+            if len(experiments) > 1:
+                reporter.say(f"report: {write_report(self.out)}")
 
     def _choose(self) -> tuple[list[Experiment], list[Experiment]]:
         """The experiments to run, and those of groups whose extra is not installed."""
@@ -117,7 +130,9 @@ class Run:
 
     def _configure(self, experiment: Experiment, rest: Sequence[str]) -> Config:
         """The configuration from --quick, --seeds and the experiment's own options."""
-        default = experiment.config.quick() if self.quick else experiment.config()
+        default = experiment.config()
+        if self.quick or self.full:
+            default = getattr(experiment.config, "quick" if self.quick else "full")()
         if self.seeds is not None:
             default = dataclasses.replace(default, seeds=self.seeds)
         return tyro.cli(
@@ -193,6 +208,24 @@ class Report:
     def __call__(self) -> None:
         """Write the page, and print its path."""
         print(write_report(self.out, self.page))
+
+
+def keep_compiled_programs(reporter: Reporter) -> None:
+    """Let JAX keep compiled programs from run to run.
+
+    Where the user has chosen a folder (``JAX_COMPILATION_CACHE_DIR``), it stays.
+    """
+    if jax.config.read("jax_compilation_cache_dir"):
+        return
+    folder = platformdirs.user_cache_path("gmm-guidance", appauthor=False) / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reporter.say(f"compiled programs are not kept: {folder}: {error.strerror}")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 _TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)

@@ -3,12 +3,13 @@
 Fig. 3 of arXiv 2508.12880 shows final samples of a network under no guidance, CFG,
 AutoGuidance, Naive S² and S², without numbers and without saying how long the network
 was trained. Here each rule is run with the exact denoiser, with an under-trained and
-with a well-trained network, over training seeds.
+with a well-trained network, over training seeds; and with a paper-like network at the
+larger scales of practice.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
@@ -34,12 +35,19 @@ from toy_experiments.common.records import (
     Tables,
     exact_value,
     over_seeds,
+    paired_change,
     plus_minus,
+    select,
     single,
 )
-from toy_experiments.common.rules import METHODS, RULE_TITLES
+from toy_experiments.common.rules import (
+    COLUMNS,
+    METHODS,
+    RULE_COLORS,
+    RULE_TITLES,
+)
 from toy_experiments.common.store import Arrays, Store
-from toy_experiments.common.style import COLORS, PAGE_WIDTH, TRUTH
+from toy_experiments.common.style import PAGE_WIDTH, TRUTH
 
 _BINS = np.linspace(-9.0, 9.0, 109)
 _LIMIT = 8.5  # of the axes in 2-D
@@ -49,65 +57,123 @@ _DISTANCES = {"two_modes": ("w2", "W2"), "four_corners": ("sliced_w2", "sliced W
 
 def compute(config: PaperConfig, store: Store) -> tuple[Tables, Arrays]:
     """Samples and metrics of each rule, denoiser and mixture."""
-    tables: Tables = {"samples": [], "floor": []}
+    tables: Tables = {"samples": [], "paper_like": [], "floor": []}
     data: Arrays = {"bins": _BINS}
     for name in PAPER_MIXTURES:
-        setting = config.setting(store, name)
-        labels = balanced_labels(setting.mixture, config.num_samples)
+        setting = config.setting(store, name, paper_like=True)
+        labels = balanced_labels(setting.mixture, setting.num_samples)
         floor = gg.metrics.truth_floor(jax.random.key(7), setting.mixture, labels)
         tables["floor"].append({"mixture": name, **floor})
-        panels = [(network, method) for method in METHODS for network in NETWORKS]
-        with store.reporter.task(f"distributions, {name}", len(panels)) as task:
-            for network, method in panels:
-                measured, samples = _panel(store, setting, network, method)
-                place = {"mixture": name, "network": network, "rule": method}
-                tables["samples"].append(place | measured)
-                data[f"{name}/{network}/{method}"] = (
+        panels = _panels(config)
+        items = [
+            (panel, seed)
+            for panel in panels
+            # On a line, where noise is quantiles, the exact denoiser needs no seeds.
+            for seed in range(
+                1
+                if panel.network == "exact" and setting.mixture.dim == 1
+                else config.seeds
+            )
+        ]
+        found = store.map(
+            f"distributions, {name}",
+            lambda panel, seed, setting=setting: _sample(store, setting, panel, seed),
+            items,
+            program=lambda item: item[0].program,
+        )
+        for panel in panels:
+            samples = [found[item] for item in items if item[0] == panel]
+            numbers = _measure(setting, samples, exact=panel.network == "exact")
+            place: Record = {"mixture": name, "network": panel.network}
+            place |= {"steps": panel.steps}
+            place["rule"] = panel.method
+            if panel.scale is None:
+                tables["samples"].append(place | numbers)
+            else:
+                place["scale"] = panel.scale
+                tables["paper_like"].append(place | numbers)
+            if not panel.high:
+                data[f"{name}/{panel.key}"] = (
                     np.stack([_density(s) for s in samples])
                     if setting.mixture.dim == 1
                     else samples[0][:_DRAWN].astype(np.float32)
                 )
-                task.advance(detail=f"{network}, {RULE_TITLES[method]}")
     return tables, data
 
 
-def _panel(
-    store: Store, setting: Setting, network: str, method: str
-) -> tuple[Record, list[np.ndarray]]:
-    """Metrics over seeds, and the samples of each seed."""
-    mixture = setting.mixture
-    if network == "exact" and mixture.dim == 1:
-        return _without_sampling_noise(setting, method)
-    values, drawn = [], []
-    for seed in range(setting.config.seeds):
-        rule = setting.rule(network, method, seed)
-        samples = setting.samples(store, network, rule, seed)
-        labels = balanced_labels(mixture, len(samples))
-        values.append(gg.metrics.summarize(samples, labels, mixture))
-        drawn.append(samples)
-    return over_seeds(values), drawn
+class _Panel(NamedTuple):
+    """What is sampled.
+
+    Attributes:
+        network: the denoiser.
+        steps: its training length.
+        method: the rule.
+        scale: the scale of CFG in the paper-like rows, ``None`` in the others.
+        high: whether it is the second scale, in the numbers alone.
+    """
+
+    network: str
+    steps: int | None
+    method: str
+    scale: float | None = None
+    high: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of its array."""
+        row = "paper_like_exact" if self.is_paper_like_exact else self.network
+        return f"{row}/{self.steps}/{self.method}"
+
+    @property
+    def is_paper_like_exact(self) -> bool:
+        """Whether the exact denoiser is sampled as the paper-like network is."""
+        return self.network == "exact" and self.scale is not None
+
+    @property
+    def program(self) -> Any:
+        """What tells its compiled program from others."""
+        kind = self.method.replace("unguided", "cfg").removesuffix("_strong")
+        if self.network == "exact":
+            kind = "exact"
+        return self.scale is None, kind
 
 
-def _without_sampling_noise(
-    setting: Setting, method: str
-) -> tuple[Record, list[np.ndarray]]:
-    """The rule with exact denoisers on a line: quantiles of its output."""
-    mixture = setting.mixture
-    quantiles = [
-        gg.quantile_map(
-            setting.denoiser("exact", 0),
-            label,
-            guidance=setting.rule("exact", method, 0),
-            schedule=setting.config.schedule(),
-        )
-        for label in range(mixture.num_labels)
-    ]
-    samples = np.stack([np.asarray(q) for q in quantiles], axis=1).reshape(-1, 1)
-    labels = balanced_labels(mixture, len(samples))
-    summary = gg.metrics.summarize(samples, labels, mixture)
-    # The energy distance is against random samples; its noise is not the rule's.
-    summary.pop("energy_distance")
-    return {k: exact_value(v) for k, v in summary.items()}, [samples]
+def _panels(config: PaperConfig) -> list[_Panel]:
+    """Panels of the figure, and those in the numbers alone."""
+    own = config.paper_like
+    panels: list[_Panel] = []
+    for network, steps in config.rows():
+        scale = own.cfg_scale if network == "paper_like" else None
+        panels += [_Panel(network, steps, m, scale) for m in COLUMNS]
+        if network == "paper_like":
+            panels += [
+                _Panel(network, steps, m, own.high_cfg_scale, True)
+                for m in ("cfg", "s2", "s2_strong")
+            ]
+    for high, scale in enumerate((own.cfg_scale, own.high_cfg_scale)):
+        panels.append(_Panel("exact", None, "cfg", scale, bool(high)))
+    return panels
+
+
+def _sample(store: Store, setting: Setting, panel: _Panel, seed: int) -> np.ndarray:
+    """Final samples, ``[n, d]``."""
+    if panel.is_paper_like_exact:
+        rule: gg.GuidanceRule = gg.CFG(panel.scale)  # type: ignore[arg-type]
+        sampler = "paper_like"
+        return setting.paths(store, "exact", rule, seed, sampler=sampler)[-1]
+    rule = setting.rule(panel.network, panel.method, seed, panel.steps, panel.high)
+    return setting.samples(store, panel.network, rule, seed, steps=panel.steps)
+
+
+def _measure(setting: Setting, samples: list[np.ndarray], exact: bool) -> Record:
+    """Metrics over seeds; of the exact denoiser on a line without noise."""
+    labels = balanced_labels(setting.mixture, len(samples[0]))
+    values = [gg.metrics.summarize(s, labels, setting.mixture) for s in samples]
+    if exact and len(values) == 1:
+        # The energy distance is against random samples; its noise is not the rule's.
+        values[0].pop("energy_distance")
+        return {k: exact_value(v) for k, v in values[0].items()}
+    return over_seeds(values)
 
 
 def _density(samples: np.ndarray) -> np.ndarray:
@@ -123,39 +189,55 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
 
 
 def _draw(dim: int, name: str, metrics: Metrics, data: Arrays) -> Figure:
-    height = 4.9 if dim == 1 else 5.6
+    config = metrics["config"]
+    rows: list[tuple[str, int | None]] = [
+        (r["network"], r["steps"])
+        for table in ("samples", "paper_like")
+        for r in select(metrics, table, mixture=name, rule="unguided")
+    ]
     figure, axes = plt.subplots(
-        len(NETWORKS),
-        len(METHODS),
-        figsize=(PAGE_WIDTH, height),
+        len(rows),
+        len(COLUMNS),
+        figsize=(PAGE_WIDTH, (0.4 if dim == 1 else 0.6) + 1.5 * len(rows)),
         sharex=True,
         sharey=True,
     )
-    std = metrics["config"]["std"]
-    for row, network in enumerate(NETWORKS):
-        for column, method in enumerate(METHODS):
-            ax = axes[row, column]
-            panel = data[f"{name}/{network}/{method}"]
+    for row, (network, steps) in enumerate(rows):
+        paper_like = network == "paper_like"
+        for column, method in enumerate(COLUMNS):
+            ax, color = axes[row, column], RULE_COLORS[method]
+            panel = data[f"{name}/{network}/{steps}/{method}"]
             if dim == 1:
-                _draw_line(ax, std, data["bins"], panel, COLORS[method])
+                _draw_line(ax, config["std"], data["bins"], panel, color)
             else:
-                _draw_plane(ax, std, panel, COLORS[method])
-            record = single(
-                metrics, "samples", mixture=name, network=network, rule=method
-            )
-            ax.set_xlabel(_numbers(record, dim), fontsize=6.2)
+                _draw_plane(ax, config["std"], panel, color)
+            place: Record = {"network": network, "steps": steps, "rule": method}
+            if paper_like:
+                place["scale"] = config["paper_like"]["cfg_scale"]
+            table = "paper_like" if paper_like else "samples"
+            record = single(metrics, table, mixture=name, **place)
+            ax.set_xlabel(_numbers(record, dim), fontsize=5.6)
             if row == 0:
-                ax.set_title(RULE_TITLES[method], color=COLORS[method])
-        axes[row, 0].set_ylabel(NETWORK_TITLES[network])
+                strong = config["guidance"]["strong_s2_scale"]
+                title_of = RULE_TITLES | {"s2_strong": f"S², ω = {strong:g}"}
+                ax.set_title(title_of[method], color=color)
+        axes[row, 0].set_ylabel(_row_title(config, network, steps), fontsize=6.5)
     field, title = _DISTANCES[name]
     floor = single(metrics, "floor", mixture=name)[field]["mean"]
     figure.supxlabel(
         f"gray: the truth p(x | label); {title} of as many true samples: {floor:.3f}; "
-        f"shift outwards in mode standard deviations; ± standard error over "
-        f"{metrics['seeds']} training seeds",
+        f"shift outwards in mode standard deviations;\n"
+        f"± standard error over {metrics['seeds']} training seeds; ω = "
+        f"{config['guidance']['s2_scale']:g} where none is given",
         fontsize=6.2,
     )
     return figure
+
+
+def _row_title(config: Record, network: str, steps: int | None) -> str:
+    scale = config["paper_like" if network == "paper_like" else "guidance"]["cfg_scale"]
+    length = f", {steps:,} steps" if steps else ""
+    return f"{NETWORK_TITLES[network]}{length}\nλ = {scale:g}"
 
 
 def _draw_line(ax: Axes, std: float, bins: Any, panel: np.ndarray, color: str) -> None:
@@ -204,6 +286,20 @@ def summarize(metrics: Metrics) -> list[str]:
             )
             lines.append(
                 f"{MIXTURE_TITLES[name]}, {NETWORK_TITLES[network]}: {title} {values}"
+            )
+        for cfg in select(
+            metrics, "paper_like", network="paper_like", mixture=name, rule="cfg"
+        ):
+            same = {k: cfg[k] for k in ("mixture", "network", "steps", "scale")}
+            changes = []
+            for method in ("s2", "s2_strong"):
+                record = single(metrics, "paper_like", rule=method, **same)
+                low, high = paired_change(record, cfg, field)["interval_95"]
+                changes.append(f"{RULE_TITLES[method]} {low:+.3f} to {high:+.3f}")
+            lines.append(
+                f"{MIXTURE_TITLES[name]}, paper-like, {cfg['steps']} steps, λ = "
+                f"{cfg['scale']:g}: {title} of CFG {cfg[field]['mean']:.3f}; change of "
+                f"{', '.join(changes)}"
             )
     return lines
 

@@ -129,8 +129,6 @@ def compute(config: ExplorerConfig, store: Store) -> tuple[Tables, Arrays]:
         with store.reporter.task(f"explorer, {name}", len(NETWORKS)) as task:
             for row in NETWORKS:
                 denoiser = setting.denoiser(row, 0)  # the first seed
-                if row != "exact":
-                    denoiser = denoiser.network  # one program for all training lengths
                 data[f"{name}/{row}"] = _field_parts(
                     denoiser, points, sigmas, label, config.guidance.num_dropped
                 )

@@ -143,7 +143,7 @@ def mask_spread(
 ) -> Arrays:
     """``_NUMBERS`` of each way of drawing masks, ``[draws, number]``."""
     schedule = relative_schedule(name, num_steps)
-    labels, start = balanced_start(name, schedule, num_samples, seed)
+    labels, start = balanced_start(make_mixture(name), schedule, num_samples, seed)
     draws = {}
     for title, options in DRAWS.items():
         rule = gg.S2Guidance(scale, s2_scale, **options)

@@ -21,7 +21,6 @@ from toy_experiments.common.mixtures import MIXTURE_TITLES, MixtureName, balance
 from toy_experiments.common.paper import (
     NETWORK_TITLES,
     PAPER_MIXTURES,
-    REGIMES,
     PaperConfig,
     Setting,
 )
@@ -34,7 +33,12 @@ from toy_experiments.common.records import (
     single,
 )
 from toy_experiments.common.store import Arrays, Store
-from toy_experiments.common.style import NETWORK_COLORS, PAGE_WIDTH, draw_measurements
+from toy_experiments.common.style import (
+    NETWORK_COLORS,
+    PAGE_WIDTH,
+    draw_measurements,
+    legend_below,
+)
 
 ALL = "all"  # the exact expectation over all masks
 
@@ -50,11 +54,11 @@ class NaiveConfig(PaperConfig):
     """
 
     num_samples: int = 1024
-    num_masks: tuple[int, ...] = (1, 2, 4, 8)
+    num_masks: tuple[int, ...] = (1, 4)
     mask_seeds: int = 3
     mixtures: tuple[MixtureName, ...] = PAPER_MIXTURES
 
-    QUICK = PaperConfig.QUICK | {"num_masks": (1, 2, 4), "mixtures": ("two_modes",)}
+    QUICK = PaperConfig.QUICK | {"num_masks": (1,), "mixtures": ("two_modes",)}
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,11 +71,15 @@ class NaiveConfig(PaperConfig):
         """Masks per step, the exact expectation last."""
         return (*self.num_masks, ALL)
 
-    def naive_rule(self, count: int | str) -> gg.S2Guidance:
+    def naive_rule(self, network: str, count: int | str) -> gg.S2Guidance:
         """S² with so many masks per step."""
         g = self.guidance
+        if network == "paper_like":
+            g = self.paper_like.guidance(g)
         masks: Any = count
-        return gg.S2Guidance(g.cfg_scale, g.s2_scale, g.num_dropped, num_masks=masks)
+        return gg.S2Guidance(
+            g.cfg_scale, g.s2_scale, g.num_dropped, window=g.window, num_masks=masks
+        )
 
 
 def compute(config: NaiveConfig, store: Store) -> tuple[Tables, Arrays]:
@@ -79,7 +87,9 @@ def compute(config: NaiveConfig, store: Store) -> tuple[Tables, Arrays]:
     tables: Tables = {"masks": [], "cost": []}
     for count in config.counts():
         cost = gg.expected_cost(
-            config.naive_rule(count), config.schedule(), config.networks.num_blocks
+            config.naive_rule("well", count),
+            config.schedule(),
+            config.networks.num_blocks,
         )
         tables["cost"].append(
             {
@@ -88,41 +98,57 @@ def compute(config: NaiveConfig, store: Store) -> tuple[Tables, Arrays]:
                 "passes_separate": cost.separate,
             }
         )
-    cases = [
-        (name, regime, count)
-        for name in config.mixtures
-        for regime in REGIMES
-        for count in config.counts()
-    ]
-    settings = {name: config.setting(store, name) for name in config.mixtures}
-    with store.reporter.task("naive_vs_single", len(cases)) as task:
-        for name, regime, count in cases:
-            values = [
-                _numbers(config, store, settings[name], regime, count, seed)
-                for seed in range(config.seeds)
-            ]
-            place = {"mixture": name, "network": regime, "num_masks": count}
-            tables["masks"].append(place | over_seeds(values))
-            task.advance(detail=f"{name}, {regime}, {count} masks")
+    rows = [row for row in config.rows() if row[0] != "exact"]
+    for name in config.mixtures:
+        setting = config.setting(store, name, paper_like=True)
+        sets = [
+            (count, m) for count in config.num_masks for m in range(config.mask_seeds)
+        ]
+        items = [
+            (network, steps, count, mask_seed, seed)
+            for network, steps in rows
+            for count, mask_seed in (*sets, (ALL, 0))
+            for seed in range(config.seeds)
+        ]
+        found = store.map(
+            f"naive_vs_single, {name}",
+            lambda network, steps, count, mask_seed, seed, setting=setting: (
+                setting.samples(
+                    store,
+                    network,
+                    config.naive_rule(network, count),
+                    seed,
+                    mask_seed,
+                    steps,
+                )
+            ),
+            items,
+            program=lambda item: (item[0] == "paper_like", item[2]),
+        )
+        for network, steps in rows:
+            for count in config.counts():
+                draws = range(1 if count == ALL else config.mask_seeds)
+                values = [
+                    _numbers(
+                        setting,
+                        [found[network, steps, count, m, seed] for m in draws],
+                        found[network, steps, ALL, 0, seed],
+                    )
+                    for seed in range(config.seeds)
+                ]
+                place = {"mixture": name, "network": network, "steps": steps}
+                tables["masks"].append(
+                    place | {"num_masks": count} | over_seeds(values)
+                )
     return tables, {}
 
 
 def _numbers(
-    config: NaiveConfig,
-    store: Store,
-    setting: Setting,
-    regime: str,
-    count: int | str,
-    seed: int,
+    setting: Setting, draws: list[np.ndarray], exact: np.ndarray
 ) -> dict[str, float]:
-    def samples(count: int | str, mask_seed: int) -> np.ndarray:
-        rule = config.naive_rule(count)
-        return setting.samples(store, regime, rule, seed, mask_seed)
-
-    draws = range(1 if count == ALL else config.mask_seeds)
-    sets = np.stack([samples(count, mask_seed) for mask_seed in draws])
-    exact = samples(ALL, 0)
-    labels = balanced_labels(setting.mixture, config.num_samples)
+    """Distance and spread of samples, one set for each draw of the masks."""
+    sets = np.stack(draws)
+    labels = balanced_labels(setting.mixture, len(exact))
     name = "w2" if setting.mixture.dim == 1 else "sliced_w2"
     distances = [gg.metrics.summarize(s, labels, setting.mixture)[name] for s in sets]
     spread = np.sqrt(np.mean(np.var(sets, axis=0, ddof=1))) if len(sets) > 1 else 0.0
@@ -142,19 +168,25 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
     counts = distinct(metrics["tables"]["masks"], "num_masks")
     place = np.arange(len(counts))
     for row, name in enumerate(names):
-        for regime in REGIMES:
-            records = select(metrics, "masks", mixture=name, network=regime)
-            style = {"color": NETWORK_COLORS[regime], "fmt": "o-", "ms": 3}
-            style |= {"capsize": 2, "label": NETWORK_TITLES[regime]}
+        for first in select(metrics, "masks", mixture=name, num_masks=counts[0]):
+            network, steps = first["network"], first["steps"]
+            place_of = {"mixture": name, "network": network, "steps": steps}
+            records = select(metrics, "masks", **place_of)
+            color = NETWORK_COLORS[network]
+            style: dict[str, Any] = {"color": color, "fmt": "o-", "ms": 3, "capsize": 2}
+            label = f"{NETWORK_TITLES[network]}, {steps:,} steps"
+            if network == "paper_like":
+                scale = metrics["config"]["paper_like"]["cfg_scale"]
+                label += f", λ = {scale:g}"
+                style["alpha"] = 1.0 if steps == max(_paper_steps(metrics)) else 0.5
+            style["label"] = label
             distances = [r["distance"] for r in records]
             draw_measurements(axes[row, 0], place, distances, **style)
             spread = [r["spread_over_masks"] for r in records[:-1]]
             draw_measurements(axes[row, 1], place[:-1], spread, **style)
             numbers = np.array(counts[:-1], float)
             expected = spread[0]["mean"] * np.sqrt(numbers[0] / numbers)
-            axes[row, 1].plot(
-                place[:-1], expected, ":", color=NETWORK_COLORS[regime], lw=0.9
-            )
+            axes[row, 1].plot(place[:-1], expected, ":", color=color, lw=0.9)
         distance = "W2" if name == "two_modes" else "sliced W2"
         axes[row, 0].set_ylabel(f"{MIXTURE_TITLES[name]}:\n{distance} to the truth")
         axes[row, 1].set_ylabel("rms spread of a sample\nover draws of masks")
@@ -165,8 +197,13 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
         axes[row, 1].set_xticks(place[:-1], ticks[:-1])
         for ax in axes[row]:
             ax.set_xlabel("masks per step")
-    axes[0, 1].legend(title="dotted: 1/√masks", title_fontsize=6.5)
+    legend_below(axes[0, 0], 3)
+    figure.suptitle("dotted: 1/√masks", fontsize=7)
     return {"figure": figure}
+
+
+def _paper_steps(metrics: Metrics) -> list[int]:
+    return metrics["config"]["paper_like"]["steps"]
 
 
 def summarize(metrics: Metrics) -> list[str]:
@@ -174,13 +211,13 @@ def summarize(metrics: Metrics) -> list[str]:
     lines = []
     first = metrics["config"]["num_masks"][0]
     for one in select(metrics, "masks", num_masks=first):
-        place = {"mixture": one["mixture"], "network": one["network"]}
+        place = {key: one[key] for key in ("mixture", "network", "steps")}
         exact = single(metrics, "masks", num_masks=ALL, **place)
         lines.append(
-            f"{MIXTURE_TITLES[one['mixture']]}, {NETWORK_TITLES[one['network']]}: "
-            f"distance {one['distance']['mean']:.3f} with {first} mask, "
-            f"{exact['distance']['mean']:.3f} with the exact mean; masks move a sample "
-            f"by {one['spread_over_masks']['mean']:.4f}"
+            f"{MIXTURE_TITLES[one['mixture']]}, {NETWORK_TITLES[one['network']]}, "
+            f"{one['steps']} steps: distance {one['distance']['mean']:.3f} with "
+            f"{first} mask, {exact['distance']['mean']:.3f} with the exact mean; masks "
+            f"move a sample by {one['spread_over_masks']['mean']:.4f}"
         )
     return lines
 

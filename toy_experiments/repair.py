@@ -137,7 +137,7 @@ def draw_samples(
     mixture = make_mixture(name)
     schedule = relative_schedule(name, num_steps)
     tilted = gg.exact.TiltedTarget(mixture, _LABEL, scale)
-    _, start = balanced_start(name, schedule, 2 * num_samples, 0)
+    _, start = balanced_start(mixture, schedule, 2 * num_samples, 0)
     start = start[::2]  # the quantiles of one label
     labels = np.full(len(start), _LABEL, np.int32)
 

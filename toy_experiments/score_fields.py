@@ -210,8 +210,12 @@ def _draw(network: str, metrics: Metrics, data: Arrays) -> Figure:
                 ticks = top * np.array([0.0, 0.2, 0.55, 1.0])
                 bar.set_ticks(ticks, labels=[f"{t:.1f}" for t in ticks])
         axes[row, 0].set_ylabel(f"σ = {sigma:g}")
+    figure.suptitle(
+        f"{NETWORK_TITLES[network]} network (EDM prediction, pre-normalized blocks)",
+        fontsize=8,
+    )
     figure.supxlabel(
-        f"{NETWORK_TITLES[network]} network, first seed drawn; color: σ · |field|, one "
+        f"first seed drawn; color: σ · |field|, one "
         "scale for each row (first column: 0 to 3); white: p(x | label) at 1, 2 and 3\n"
         "standard deviations; numbers: root mean square over noised true samples, ± "
         f"standard error over {metrics['seeds']} training seeds",

@@ -27,7 +27,10 @@ class TrainingConfig(FitConfig):
             ``"attention"``; see ``NetworkConfig``.
         target: what the network regresses on: ``"samples"``, the clean samples, as in
             practice; or ``"exact"``, the closed-form denoiser, which has no noise.
-        log_sigma_offset: mean of ``ln(sigma / data scale)``.
+        noise: distribution of the noise levels in training: ``"log_normal"``, around
+            the scale of the data; or ``"ddpm"``, the levels of a uniformly random step
+            of the default ``DDPM`` chain (linear betas), of data left as they are.
+        log_sigma_offset: mean of ``ln(sigma / data scale)`` if log-normal.
         log_sigma_std: its standard deviation, > 0.
         block_dropout: stochastic depth (Huang et al. 2016, arXiv 1603.09382):
             probability, in [0, 1), that a training sample skips a block; the same for
@@ -47,6 +50,7 @@ class TrainingConfig(FitConfig):
     prediction: Literal["edm", "epsilon", "velocity", "x0"] = "edm"
     block: BlockKind = "prenorm"
     target: Literal["samples", "exact"] = "samples"
+    noise: Literal["log_normal", "ddpm"] = "log_normal"
     log_sigma_offset: float = -0.8
     log_sigma_std: float = 1.6
     block_dropout: float = 0.0
@@ -63,6 +67,10 @@ class TrainingConfig(FitConfig):
         if self.target not in ("samples", "exact"):
             raise ValueError(
                 f"target must be 'samples' or 'exact', got {self.target!r}."
+            )
+        if self.noise not in ("log_normal", "ddpm"):
+            raise ValueError(
+                f"noise must be 'log_normal' or 'ddpm', got {self.noise!r}."
             )
         positive("log_sigma_std", self.log_sigma_std)
         fraction("block_dropout", self.block_dropout)

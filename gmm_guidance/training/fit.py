@@ -40,6 +40,7 @@ class FitConfig:
         decay_steps: the learning rate falls as one over the square root of the steps
             from here on, so that every snapshot is that of a run that could as well
             have ended there; ``None`` for a cosine to zero at the last step.
+        adam_b2: decay of the average of squared gradients, in [0, 1).
         weight_decay: decoupled weight decay, >= 0.
         clip_norm: gradients are scaled down to this global norm, > 0.
         ema_decay: decay of the average of weights, in [0, 1).
@@ -57,6 +58,7 @@ class FitConfig:
     learning_rate: float = 3e-3
     warmup_steps: int = 50
     decay_steps: int | None = 500
+    adam_b2: float = 0.99
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.998
@@ -77,6 +79,7 @@ class FitConfig:
         positive("clip_norm", self.clip_norm)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must be >= 0, got {self.weight_decay}.")
+        fraction("adam_b2", self.adam_b2)
         fraction("ema_decay", self.ema_decay)
         fraction("label_dropout", self.label_dropout)
 
@@ -102,7 +105,7 @@ class FitConfig:
             )
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(rate, b2=0.99, weight_decay=self.weight_decay),
+            optax.adamw(rate, b2=self.adam_b2, weight_decay=self.weight_decay),
         )
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gmm_guidance._runtime.checks import check_key
+from gmm_guidance.diffusion.process import DDPM
 from gmm_guidance.mixture.draw import sample_batch
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from gmm_guidance.mixture.parameters import MixtureParameters
@@ -60,9 +61,9 @@ def train_denoisers(
     """Train denoisers of several seeds together, keeping them at several lengths.
 
     The loss is the mean squared error of what the network predicts, with weight one,
-    and ``ln sigma`` is normal around that of the data's scale. For ``"edm"`` this is
-    EDM's loss: the squared error of the denoised sample with the weight ``(sigma^2 +
-    s^2) / (sigma s)^2`` (Karras et al. 2022, arXiv 2206.00364, Table 1).
+    and ``ln sigma`` is by default normal around that of the data's scale. For ``"edm"``
+    this is EDM's loss: the squared error of the denoised sample with the weight
+    ``(sigma^2 + s^2) / (sigma s)^2`` (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
     Args:
         keys: JAX random keys ``[num_seeds]``; a seed's result depends on its key alone
@@ -146,10 +147,7 @@ class _Denoising:
         data_key, sigma_key, noise_key, drop_key = jax.random.split(key, 4)
         n = config.batch_size
         clean, label = self._batch(data_key, data)
-        log_sigma = config.log_sigma_offset + config.log_sigma_std * jax.random.normal(
-            sigma_key, (n,), clean.dtype
-        )
-        sigma = scale * jnp.exp(log_sigma)
+        sigma = self._levels(sigma_key, clean.dtype)
         noisy = clean + sigma[:, None] * jax.random.normal(
             noise_key, clean.shape, clean.dtype
         )
@@ -171,6 +169,16 @@ class _Denoising:
             weight = (sigma**2 + scale**2) / (sigma * scale) ** 2
             return jnp.mean(weight * error) / clean.shape[1]
         return jnp.mean((output - kind.output(target, noisy, level)) ** 2)
+
+    def _levels(self, key: jax.Array, dtype: Any) -> jax.Array:
+        """Noise levels of a batch, ``[n]``."""
+        config, n = self.config, self.config.batch_size
+        if config.noise == "ddpm":
+            levels = jnp.asarray(DDPM().sigmas(), dtype)
+            return levels[jax.random.randint(key, (n,), 0, len(levels))]
+        normal = jax.random.normal(key, (n,), dtype)
+        log_sigma = config.log_sigma_offset + config.log_sigma_std * normal
+        return self.shape.data_scale * jnp.exp(log_sigma)
 
     def _batch(self, key: jax.Array, data: _Data) -> tuple[jax.Array, jax.Array]:
         n = self.config.batch_size

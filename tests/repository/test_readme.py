@@ -54,7 +54,7 @@ def same_line(says: str, shown: str) -> None:
 
 def test_readme_has_both_commands():
     text = (ROOT / "README.md").read_text()
-    assert "python -m pip install . && toy-experiments run all" in text
+    assert "python -m pip install . && toy-experiments run paper" in text
     assert 'python -m pip install -e ".[test]" && python -m pytest' in text
 
 

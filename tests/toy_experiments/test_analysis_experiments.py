@@ -39,7 +39,7 @@ def test_a_curve_of_window_values_is_the_window():
 def test_traced_scales_give_the_same_samples():
     mixture = make_mixture("two_modes")
     exact = gg.ExactDenoiser(mixture)
-    labels, start = balanced_start("two_modes", SCHEDULE, 64, 0)
+    labels, start = balanced_start(mixture, SCHEDULE, 64, 0)
     key = jax.random.key(0)
     for scale in (1.0, 2.5):
         got = sample_traced(exact, gg.CFG(scale), SCHEDULE, key, labels, start)
@@ -51,13 +51,14 @@ def test_traced_scales_give_the_same_samples():
 
 
 def test_starts_are_balanced_and_on_a_line_without_noise():
-    labels, start = balanced_start("two_modes", SCHEDULE, 1000, 3)
+    line, corners = make_mixture("two_modes"), make_mixture("four_corners")
+    labels, start = balanced_start(line, SCHEDULE, 1000, 3)
     assert (np.bincount(labels) == 500).all()
     np.testing.assert_allclose(start[labels == 0], start[labels == 1])
     assert start.mean() == pytest.approx(0.0, abs=1e-4)
     assert start[labels == 0].std() == pytest.approx(20.0, rel=0.01)
-    labels, plane = balanced_start("four_corners", SCHEDULE, 1000, 3)
-    other = balanced_start("four_corners", SCHEDULE, 1000, 4)[1]
+    labels, plane = balanced_start(corners, SCHEDULE, 1000, 3)
+    other = balanced_start(corners, SCHEDULE, 1000, 4)[1]
     assert plane.shape == (1000, 2) and not np.allclose(plane, other)
 
 

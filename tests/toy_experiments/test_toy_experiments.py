@@ -22,7 +22,9 @@ TINY = ["--seeds", "2", "--num-steps", "3", "--num-samples", "64"]
 TINY += ["--networks.width", "8", "--networks.num-blocks", "3"]
 TINY += ["--networks.batch-size", "32", "--networks.under-steps", "4"]
 TINY += ["--networks.under-weak-steps", "2", "--networks.well-steps", "12"]
-TINY += ["--networks.well-weak-steps", "6"]
+TINY += ["--networks.well-weak-steps", "6", "--paper-like.steps", "10"]
+TINY += ["--paper-like.width", "8", "--paper-like.num-blocks", "3"]
+TINY += ["--paper-like.batch-size", "32", "--paper-like.num-steps", "3"]
 FIELDS = [*TINY, "--grid", "16", "--sigmas", "1.0", "2.0"]
 
 
@@ -142,6 +144,7 @@ def test_damaged_networks_are_trained_again(results):
         (["run", "zzz"], "unknown experiment or group 'zzz'"),
         (["run"], "name experiments, groups, or 'all'"),
         (["run", "score_fields", "--seeds", "1"], "seeds must be at least 2"),
+        (["run", "score_fields", "--quick", "--full"], "one of --quick and --full"),
         (["run", "score_fields", "--num-steps", "0"], "num_steps"),
         (["run", "score_fields", "--std", "-1"], "std must be > 0"),
         (["draw", "score_fields"], "run it first"),

@@ -178,7 +178,7 @@ def _best(reference: str) -> Callable[[Metrics], Judgement]:
 def _naive_like_single(metrics: Metrics) -> Judgement:
     words, close = [], []
     for one in select(metrics, "masks", num_masks=1):
-        place = {k: one[k] for k in ("mixture", "network")}
+        place = {k: one[k] for k in ("mixture", "network", "steps")}
         every = single(metrics, "masks", num_masks="all", **place)
         change = paired_change(one, every, "distance")
         mean = every["distance"]["mean"]

@@ -31,6 +31,8 @@ class Config:
 
     #: Fields of the quick run that differ from the defaults.
     QUICK: ClassVar[dict[str, Any]] = {"seeds": 2}
+    #: Fields of the full run that differ from the defaults.
+    FULL: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self):
         if self.seeds < 2:
@@ -45,6 +47,11 @@ class Config:
     def quick(cls) -> Self:
         """A smaller run of the same experiment."""
         return cls(**cls.QUICK)
+
+    @classmethod
+    def full(cls) -> Self:
+        """A longer run of the same experiment."""
+        return cls(**cls.FULL)
 
 
 @dataclasses.dataclass(frozen=True)

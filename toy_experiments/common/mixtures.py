@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.special
@@ -51,14 +51,13 @@ def balanced_labels(mixture: gg.GaussianMixture, num_samples: int) -> np.ndarray
 
 
 def balanced_start(
-    name: MixtureName, schedule: gg.Karras, num_samples: int, seed: int
+    mixture: gg.GaussianMixture, schedule: Any, num_samples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels in turn and noise at the highest level, ``[n]`` and ``[n, d]``.
 
     On a line the noise is the quantiles of its distribution, so that the samples have
     no Monte Carlo error (the flow is monotone for every mask).
     """
-    mixture = make_mixture(name)
     count = mixture.num_labels
     per_label = num_samples // count
     labels = balanced_labels(mixture, per_label * count)
@@ -67,4 +66,4 @@ def balanced_start(
         normal = np.repeat(scipy.special.ndtri(levels), count)[:, None]
     else:
         normal = np.random.default_rng(seed).standard_normal((len(labels), mixture.dim))
-    return labels, (schedule.sigma_max * normal).astype(np.float32)
+    return labels, (schedule.sigmas()[0] * normal).astype(np.float32)

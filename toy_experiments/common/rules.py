@@ -12,6 +12,8 @@ from gmm_guidance.guidance.updates import ZeroVelocity
 
 #: Rules of the paper's figures, in the order of figures and tables.
 METHODS = ("unguided", "cfg", "autoguidance", "naive_s2", "s2")
+#: And S² with a second omega.
+COLUMNS = (*METHODS, "s2_strong")
 RULE_TITLES = {
     "unguided": "no guidance",
     "cfg": "CFG",
@@ -19,6 +21,7 @@ RULE_TITLES = {
     "skip_layer": "SkipLayer",
     "naive_s2": "Naive S²",
     "s2": "S²",
+    "s2_strong": "S², larger ω",
     "s2_alone": "S² alone",
     "optimized": "optimized scale alone",
     "zero": "zero first step alone",
@@ -26,6 +29,7 @@ RULE_TITLES = {
 }
 RULE_COLORS = COLORS | {
     "skip_layer": "#56b4e9",
+    "s2_strong": "#6b8e23",
     "s2_alone": COLORS["naive_s2"],
     "optimized": COLORS["naive_s2"],
     "zero": COLORS["autoguidance"],
@@ -41,6 +45,7 @@ def make_rule(
     weak_model: Any = None,
     num_dropped: int = 1,
     num_masks: Any = 4,
+    window: Any = (0.1, 0.9),
     skipped: int = 1,
     zero_steps: int = 1,
 ) -> gg.GuidanceRule:
@@ -54,6 +59,7 @@ def make_rule(
         weak_model: AutoGuidance's.
         num_dropped: blocks dropped in a weak pass.
         num_masks: weak passes of Naive S² at a step.
+        window: where the terms of SkipLayer, Naive S² and S² act.
         skipped: the block that SkipLayer skips.
         zero_steps: first steps of zero velocity.
     """
@@ -65,14 +71,15 @@ def make_rule(
         case "autoguidance":
             return gg.AutoGuidance(weak_model, scale)
         case "skip_layer":
-            window = gg.S2Guidance(1.0).window  # for all terms the same
             return gg.SkipLayer(scale, (skipped,), s2_scale, window)
         case "naive_s2":
-            return gg.S2Guidance(scale, s2_scale, num_dropped, num_masks=num_masks)
-        case "s2":
-            return gg.S2Guidance(scale, s2_scale, num_dropped)
+            return gg.S2Guidance(
+                scale, s2_scale, num_dropped, window=window, num_masks=num_masks
+            )
+        case "s2" | "s2_strong":
+            return gg.S2Guidance(scale, s2_scale, num_dropped, window=window)
         case "s2_alone":
-            return gg.S2Guidance(1.0, s2_scale, num_dropped)
+            return gg.S2Guidance(1.0, s2_scale, num_dropped, window=window)
         case "optimized":
             return gg.CFGZeroStar(scale, 0)
         case "cfg_zero":
@@ -90,7 +97,7 @@ def exact_name(name: str) -> str:
     """
     if name in ("unguided", "autoguidance", "s2_alone"):
         return "unguided"
-    return "cfg" if name in ("skip_layer", "naive_s2", "s2") else name
+    return "cfg" if name in ("skip_layer", "naive_s2", "s2", "s2_strong") else name
 
 
 @gg.guidance_rule

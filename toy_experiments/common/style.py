@@ -40,7 +40,12 @@ __all__ = [
 ]
 
 COLORS = COLORS
-NETWORK_COLORS = {"exact": "#000000", "under": "#d55e00", "well": "#0072b2"}
+NETWORK_COLORS = {
+    "exact": "#000000",
+    "under": "#d55e00",
+    "well": "#0072b2",
+    "paper_like": "#009e73",
+}
 SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"  # lower is better: purple below zero, orange above
 

@@ -162,7 +162,7 @@ def rule_metrics(
 ) -> Arrays:
     """Sample and measure each rule from the same noise."""
     schedule = relative_schedule(mixture, num_steps)
-    labels, start = balanced_start(mixture, schedule, num_samples, seed)
+    labels, start = balanced_start(make_mixture(mixture), schedule, num_samples, seed)
     key = jax.random.key(1000 + seed)
     values = []
     for rule in rules:
@@ -182,22 +182,25 @@ def sample_traced(
     start: np.ndarray | None = None,
     mesh: Mesh | None = None,
     solver: str = "dpmpp_2m",
+    trajectory: bool = False,
 ) -> np.ndarray:
     """Samples of given labels; one program for all numbers of a kind of rule.
+
+    With ``trajectory`` the states at all noise levels, ``[steps + 1, n, d]``.
 
     Scales are traced, so that none is known to be off: that costs passes, but fewer
     seconds than a compilation for each pattern of zeros.
     """
     arrays, static = split((denoiser, rule))
-    kind = (static, schedule, mesh, solver)
+    kind = (static, schedule, mesh, solver, trajectory)
     return np.asarray(_sample(kind, arrays, key, labels, start))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(kind, arrays, key, labels, start) -> jax.Array:
-    static, schedule, mesh, solver = kind
+    static, schedule, mesh, solver, trajectory = kind
     denoiser, rule = join(arrays, static)
-    return gg.guided_sample(
+    result = gg.guided_sample(
         key,
         denoiser,
         labels,
@@ -207,7 +210,9 @@ def _sample(kind, arrays, key, labels, start) -> jax.Array:
         solver=solver,
         initial=start,
         mesh=mesh,
+        trajectory=trajectory,
     )
+    return result[1] if trajectory else result
 
 
 def measure(name: MixtureName, samples: np.ndarray, labels: np.ndarray) -> list[float]:

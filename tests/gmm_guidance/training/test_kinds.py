@@ -265,3 +265,16 @@ def test_saved_networks_carry_their_kind(tmp_path):
     sigma = jnp.float32(0.4)
     np.testing.assert_array_equal(again(X, sigma, LABEL), trained(X, sigma, LABEL))
     assert again.config == config
+
+
+def test_ddpm_levels_are_those_of_uniform_steps_of_linear_betas():
+    kept = np.cumprod(1.0 - np.linspace(1e-4, 2e-2, 1000))
+    levels = np.sqrt((1.0 - kept) / kept)
+    config = gg.TrainingConfig(noise="ddpm", batch_size=20_000)
+    objective = _Denoising(config, config.network(gg.presets.two_modes()), None)
+    drawn = np.asarray(objective._levels(jax.random.key(0), jnp.float32))
+    nearest = np.interp(np.log(drawn), np.log(levels), np.arange(1000.0))
+    np.testing.assert_allclose(nearest, np.round(nearest), atol=2e-2)
+    # Uniform steps: mean and standard deviation, to 5 standard errors.
+    assert np.mean(nearest) == pytest.approx(499.5, abs=5 * 288.7 / np.sqrt(20_000))
+    assert np.std(nearest) == pytest.approx(288.7, abs=5)

@@ -55,6 +55,8 @@ def test_the_network_is_set_from_the_mixture():
         ({"learning_rate": math.nan}, "learning_rate must be > 0, got nan"),
         ({"clip_norm": -1.0}, "clip_norm must be > 0"),
         ({"log_sigma_std": 0.0}, "log_sigma_std must be > 0"),
+        ({"noise": "vp"}, "noise must be 'log_normal' or 'ddpm'"),
+        ({"adam_b2": 1.0}, r"adam_b2 must be in \[0, 1\)"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
         ({"label_dropout": 1.0}, r"label_dropout must be in \[0, 1\)"),
         ({"label_dropout": -0.1}, r"label_dropout must be in \[0, 1\)"),
