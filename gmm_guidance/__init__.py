@@ -25,7 +25,13 @@ from gmm_guidance.blocks.stack import Backbone, BlockStack
 from gmm_guidance.diffusion.denoiser import Denoiser, Renoised
 from gmm_guidance.diffusion.parameterization import ScaledPrediction
 from gmm_guidance.diffusion.process import DDPM, VE, VP, RectifiedFlow
-from gmm_guidance.diffusion.schedule import CustomSchedule, DDPMSteps, FlowSteps, Karras
+from gmm_guidance.diffusion.schedule import (
+    CustomSchedule,
+    DDPMSteps,
+    FlowSteps,
+    Karras,
+    default_schedule,
+)
 from gmm_guidance.exact import quantile_map
 from gmm_guidance.guidance import (
     APG,
@@ -158,6 +164,7 @@ __all__ = [
     "calibrate",
     "check_stack",
     "decompose",
+    "default_schedule",
     "drop",
     "error_budget",
     "evaluate_passes",

@@ -15,12 +15,21 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.checks import (
+    as_labels,
+    as_samples,
+    check_count,
+    check_finite,
+    check_key,
+    shown,
+)
 from gmm_guidance.analysis.calibration import Calibration
 from gmm_guidance.analysis.moments import gather_moments
+from gmm_guidance.blocks.evaluate import check_denoiser
 from gmm_guidance.blocks.stack import is_block_stack, relative_costs
 from gmm_guidance.guidance.calibrated import all_features, check_features
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.parameters import check_label
 
 
 def calibrate(
@@ -71,11 +80,12 @@ def calibrate(
         TypeError: if a feature drops blocks of a model without blocks.
     """
     check_key(key)
+    check_denoiser(model)
     if features is None:
         features = all_features(model)
     chosen = check_features(features, model)
     _check_counts(num_samples, num_groups, batch_size)
-    clean = _check_data(data, label, num_groups)
+    clean = _check_data(data, label, num_groups, model)
     levels = _levels(sigmas, data if isinstance(data, GaussianMixture) else clean)
     moments = gather_moments(
         key,
@@ -102,6 +112,9 @@ def calibrate(
 
 
 def _check_counts(num_samples: int, num_groups: int, batch_size: int) -> None:
+    for name, value in (("num_groups", num_groups), ("num_samples", num_samples)):
+        check_count(name, value)
+    check_count("batch_size", batch_size)
     if num_groups < 8:
         raise ValueError(
             f"num_groups must be at least 8, since a quarter is held out and standard "
@@ -112,15 +125,23 @@ def _check_counts(num_samples: int, num_groups: int, batch_size: int) -> None:
             f"num_samples must be at least 10 for each of the {num_groups} groups, got "
             f"{num_samples}."
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
 
 
-def _check_data(data: Any, label: int | None, num_groups: int) -> np.ndarray | None:
+def _check_data(
+    data: Any, label: int | None, num_groups: int, model: Any
+) -> np.ndarray | None:
     if isinstance(data, GaussianMixture):
+        if label is not None:
+            check_label(data.parameters, label)
         return None
+    if not (isinstance(data, tuple | list) and len(data) == 2):
+        raise TypeError(
+            f"data must be a GaussianMixture or a pair of samples [n, ...] and labels "
+            f"[n] (or None), got {shown(data)}."
+        )
     clean, labels = data
-    clean = np.asarray(clean)
+    shape = getattr(model, "sample_shape", None)
+    clean = np.asarray(as_samples(clean, shape, "samples"))
     if label is not None:
         raise ValueError(
             "label chooses a class of a mixture; for a data set pass the samples of "
@@ -131,11 +152,15 @@ def _check_data(data: Any, label: int | None, num_groups: int) -> np.ndarray | N
             f"samples must have shape [n, ...] with n at least num_groups "
             f"({num_groups}), got {clean.shape}."
         )
-    if labels is not None and np.shape(labels) != (len(clean),):
-        raise ValueError(
-            f"labels must have shape [{len(clean)}], one for each sample, got "
-            f"{np.shape(labels)}."
-        )
+    check_finite(clean, "samples", "Leave them out or mend them.")
+    if labels is not None:
+        if np.shape(labels) != (len(clean),):
+            raise ValueError(
+                f"labels must have shape [{len(clean)}], one for each sample, got "
+                f"{np.shape(labels)}."
+            )
+        num_labels = getattr(model, "num_labels", None)
+        as_labels(labels, (len(clean),), num_labels, null_allowed=False, name="labels")
     return clean
 
 

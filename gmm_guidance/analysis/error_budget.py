@@ -21,20 +21,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.checks import as_labels, as_samples, check_count, check_key
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.drop import eligible_blocks
-from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
+from gmm_guidance.blocks.evaluate import Pass, check_denoiser, evaluate_passes
 from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.diffusion.schedule import Karras, Schedule
-from gmm_guidance.guidance.rule import GuidanceRule
+from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
+from gmm_guidance.guidance.rule import GuidanceRule, check_rule
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
-from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
-from gmm_guidance.sampling.guided_denoise import guided_at
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture, check_mixture
+from gmm_guidance.mixture.parameters import check_label
+from gmm_guidance.sampling.guided_denoise import guided_at, point_arguments
 from gmm_guidance.sampling.sample import guided_sample
 from gmm_guidance.sampling.segments import plan_segments
-from gmm_guidance.sampling.solvers import Euler
+from gmm_guidance.sampling.solvers import Euler, as_solver
 
 PARTS = ("bias", "learning", "weak", "total")
 
@@ -83,13 +84,13 @@ def decompose(
     Returns:
         The parts and the total.
     """
-    x = jnp.asarray(x)
-    if label is not None:
-        label = jnp.broadcast_to(jnp.asarray(label, jnp.int32), x.shape[:1])
+    check_rule(guidance)
+    check_mixture(mixture)
+    x, sigma, label, key = point_arguments(denoiser, x, sigma, label, key)
+    as_samples(x, (mixture.dim,))
+    as_labels(label, x.shape[:1], mixture.num_labels)
     models = (denoiser, ExactDenoiser(mixture), target or ExactDenoiser(mixture))
     arrays, static = split((models, guidance))
-    key = jax.random.key(0) if key is None else key
-    sigma = jnp.asarray(sigma, x.dtype)
     return Decomposition(*_fields(static, arrays, x, sigma, label, key))
 
 
@@ -191,7 +192,7 @@ def error_budget(
     mixture: GaussianMixture,
     label: int,
     *,
-    schedule: Schedule = Karras(),
+    schedule: Schedule | None = None,
     num_samples: int = 4096,
     points: Literal["noised", "trajectory"] = "noised",
     target: Denoiser | None = None,
@@ -223,11 +224,18 @@ def error_budget(
         TypeError: if ``blocks`` is set for a model without blocks.
     """
     check_key(key)
+    check_denoiser(denoiser)
+    check_rule(guidance)
+    check_mixture(mixture)
+    check_label(mixture.parameters, label)
+    num_samples = check_count("num_samples", num_samples)
+    solver = as_solver(solver)
+    schedule = default_schedule(denoiser) if schedule is None else schedule
     if points not in ("noised", "trajectory"):
         raise ValueError(f"points must be 'noised' or 'trajectory', got {points!r}.")
     if blocks and not is_block_stack(denoiser):
         raise TypeError(f"{type(denoiser).__name__} has no blocks; use blocks=False.")
-    sigmas = np.asarray(schedule.sigmas())[:-1]
+    sigmas = levels_of(schedule)[:-1]
     point_key, mask_key = jax.random.split(key)
     if points == "noised":
         clean, _ = mixture.sample(point_key, num_samples, label)

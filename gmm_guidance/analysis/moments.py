@@ -118,7 +118,7 @@ def _products(
 
     def at(sigma):
         x = clean + sigma * noise
-        outputs = full_precision(evaluate_passes(model, x, sigma, passes))
+        outputs = full_precision(evaluate_passes(model, x, sigma, passes), x)
         cond, others = outputs[0], jnp.stack(outputs[1:])
         rows = [cond[None] - others, (clean - cond)[None]]
         if mixture is not None:

@@ -40,18 +40,18 @@ import numpy as np
 from jax.typing import ArrayLike
 from typing_extensions import override
 
-from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.checks import check_count, check_key
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.drop import FixedBlocks, FixedCount, eligible_blocks
-from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
+from gmm_guidance.blocks.evaluate import Pass, check_denoiser, evaluate_passes
 from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.diffusion.schedule import Schedule
+from gmm_guidance.diffusion.schedule import Schedule, levels_of
 from gmm_guidance.guidance.draws import RandomDraws, UndrawnDraws
-from gmm_guidance.guidance.rule import GuidanceRule, full_precision
+from gmm_guidance.guidance.rule import GuidanceRule, check_rule, full_precision
 from gmm_guidance.guidance.scale import known_scale_at
 from gmm_guidance.guidance.weak import AutoGuidance, WeakTerm
 from gmm_guidance.guidance.windows import Position
-from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture, check_mixture
 from gmm_guidance.sampling.guided_denoise import num_blocks_of
 
 _MOST_SETS = 64  # sets of dropped blocks are enumerated up to this number
@@ -192,18 +192,24 @@ def weak_pass_effect(
     """
     key = jax.random.key(0) if key is None else key
     check_key(key)
+    check_denoiser(denoiser)
+    check_rule(guidance)
+    check_mixture(mixture)
+    for name, value in (("num_samples", num_samples), ("num_masks", num_masks)):
+        check_count(name, value)
+    check_count("batch_size", batch_size)
     if num_samples < 8 or num_masks < 1 or batch_size < 1:
         raise ValueError(
             f"num_samples must be at least 8, num_masks and batch_size at least 1, got "
             f"{num_samples}, {num_masks} and {batch_size}."
         )
+    levels = levels_of(schedule)
     data = _by_mode(mixture, label, modes)
     origin = np.asarray(mixture.mean() if center is None else center, np.float64)
     if origin.shape != (mixture.dim,):
         raise ValueError(
             f"center must have shape {(mixture.dim,)}, got {origin.shape}."
         )
-    levels = np.asarray(schedule.sigmas())
     term, sigmas, weights = _weak_term(guidance, levels, num_blocks_of(denoiser))
     shapes = [_Mode.of(data, mode, origin) for mode in range(data.num_labels)]
     single = data.num_components == 1
@@ -439,7 +445,7 @@ def _correct(
 
         def correction(x):
             outputs = evaluate_passes(denoiser, x, sigma, (Pass(label), weak))
-            cond, values = full_precision(outputs)
+            cond, values = full_precision(outputs, x)
             # The mean of differences: zero where weak passes equal the conditional one.
             return jnp.mean(cond[None] - jnp.stack(values), axis=0)
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import TraceContextError
 
 from gmm_guidance.blocks.perturbation import Perturbation, check_kind
 from gmm_guidance.blocks.shared_prefix import (
@@ -30,6 +31,7 @@ from gmm_guidance.blocks.shared_prefix import (
 )
 from gmm_guidance.blocks.stack import BlockStack, is_block_stack, run_embed
 from gmm_guidance.diffusion.denoiser import Denoiser
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 
 
 @jax.tree_util.register_dataclass
@@ -98,6 +100,56 @@ def evaluate_passes(model: Denoiser, x: jax.Array, sigma: jax.Array, tree: Any) 
     return jax.tree.unflatten(structure, outputs)
 
 
+def check_denoiser(model: Any) -> None:
+    """Raise ``TypeError`` unless an argument can be evaluated as a denoiser."""
+    if isinstance(model, type):
+        raise TypeError(
+            f"a denoiser must be an object, got the class {model.__name__}; write "
+            f"{model.__name__}(...)."
+        )
+    if isinstance(model, GaussianMixture):
+        raise TypeError(
+            "a mixture is no denoiser; wrap it: ExactDenoiser(mixture) is its "
+            "posterior mean."
+        )
+    if not (callable(model) or is_block_stack(model)):
+        raise TypeError(
+            f"a denoiser must be callable as denoiser(x, sigma, label), but "
+            f"{type(model).__name__} is not. A network in its own parameterization "
+            f"becomes one by ProcessStack(network, process, prediction)."
+        )
+
+
+def check_output(model: Any, output: Any, x: jax.Array) -> jax.Array:
+    """The output of a denoiser, checked to be of the shape of the samples.
+
+    The channels of a learned variance may follow on the last axis.
+
+    Raises:
+        TypeError: for anything but an array of floats.
+        ValueError: for another shape.
+    """
+    name = type(model).__name__
+    if name == "function":
+        name = getattr(model, "__name__", name)
+    if not hasattr(output, "shape") or not hasattr(output, "dtype"):
+        raise TypeError(
+            f"a denoiser must return one array of the shape of x, {x.shape}, but "
+            f"{name} returned {type(output).__name__}; return the denoised samples "
+            f"alone."
+        )
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        raise TypeError(
+            f"a denoiser must return floats, but {name} returned {output.dtype}."
+        )
+    if output.shape not in (x.shape, (*x.shape[:-1], 2 * x.shape[-1])):
+        raise ValueError(
+            f"a denoiser must return samples of the shape of x, {x.shape}, but {name} "
+            f"returned {tuple(output.shape)}; do not squeeze or broadcast them."
+        )
+    return jnp.asarray(output)
+
+
 def _evaluate_on(
     model: Any, x: jax.Array, sigma: jax.Array, passes: Sequence[Pass]
 ) -> list[jax.Array]:
@@ -110,19 +162,18 @@ def _evaluate_on(
             f"none (CFG, AutoGuidance), or make the network a Backbone and wrap it in "
             f"ProcessStack."
         )
-    if not (callable(model) or is_block_stack(model)):
-        raise TypeError(
-            f"a denoiser must be callable as denoiser(x, sigma, label), but "
-            f"{type(model).__name__} is not. A network in its own parameterization "
-            f"becomes one by ProcessStack(network, process, prediction)."
-        )
+    check_denoiser(model)
     full_labels = _distinct([p.label for p in passes if p.perturbation is None])
     if not is_block_stack(model):
         by_label = _evaluate_labels(model, x, sigma, full_labels)
-        return [by_label[_index(full_labels, p.label)] for p in passes]
+        return [
+            check_output(model, by_label[_index(full_labels, p.label)], x)
+            for p in passes
+        ]
 
     labels = _distinct([p.label for p in passes])
     rows = _evaluate_rows(model, x, sigma, labels, full_labels, weak)
+    check_output(model, rows[0], x)
     return [
         rows[_index(labels, p.label)]
         if p.perturbation is None
@@ -134,7 +185,19 @@ def _evaluate_on(
 def _evaluate_labels(model, x, sigma, labels) -> Sequence[jax.Array]:
     if len(labels) > 1 and hasattr(model, "denoise_rows"):
         return model.denoise_rows(x, sigma, labels)
-    return [model(x, sigma, label) for label in labels]
+    try:
+        return [model(x, sigma, label) for label in labels]
+    except TraceContextError as error:
+        raise TypeError(
+            f"{type(model).__name__} changes its own state when it is called, as "
+            f"Dropout and BatchNorm do in training; call its eval() first. ({error})"
+        ) from error
+    except (jax.errors.TracerArrayConversionError, TypeError) as error:
+        error.add_note(
+            "A denoiser is traced by JAX. Call NumPy or PyTorch code in it through "
+            "jax.pure_callback."
+        )
+        raise
 
 
 def _evaluate_rows(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from typing_extensions import override
 
-from gmm_guidance._runtime.checks import as_concrete
+from gmm_guidance._runtime.checks import as_concrete, as_floats
 from gmm_guidance.blocks.shared_prefix import run_blocks, run_full
 from gmm_guidance.blocks.stack import run_block, run_segment_block
 from gmm_guidance.diffusion.parameterization import (
@@ -20,7 +20,7 @@ from gmm_guidance.diffusion.parameterization import (
     denoised_at_sigma,
     from_sigma_space,
 )
-from gmm_guidance.diffusion.process import Process, as_floats
+from gmm_guidance.diffusion.process import Process
 
 
 class WrappedStack:

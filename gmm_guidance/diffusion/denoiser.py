@@ -16,8 +16,10 @@ class Denoiser(Protocol):
     """The posterior mean ``E[x0 | x, label]`` under noise of level ``sigma``.
 
     Optional attributes that the library uses where they exist: ``sample_shape``, the
-    shape of one sample; ``num_labels``, the number of classes; ``denoise_rows(x, sigma,
-    labels)``, several labels at once, where that is cheaper than one by one.
+    shape of one sample; ``num_labels``, the number of classes; ``sigma_range``, the
+    lowest and highest noise level that sampling needs (see ``default_schedule``);
+    ``denoise_rows(x, sigma, labels)``, several labels at once, where that is cheaper
+    than one by one.
     """
 
     def __call__(self, x: jax.Array, sigma: jax.Array, label: Any) -> jax.Array:

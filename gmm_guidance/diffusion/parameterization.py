@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance.diffusion.process import Process, as_floats
+from gmm_guidance._runtime.checks import as_floats
+from gmm_guidance.diffusion.process import Process
 
 PredictionName = Literal["x0", "epsilon", "v", "velocity", "score"]
 PREDICTIONS: tuple[str, ...] = get_args(PredictionName)

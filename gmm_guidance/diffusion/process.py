@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from typing_extensions import override
 
-from gmm_guidance._runtime.checks import as_concrete
+from gmm_guidance._runtime.checks import as_concrete, as_floats
 
 
 class Process(abc.ABC):
@@ -368,15 +368,6 @@ def process_from_fields(fields: Mapping[str, Any]) -> Process:
             f"a process must have a name ({', '.join(known)}) and its own fields, got "
             f"{fields!r}; it may be of a newer or older version."
         ) from error
-
-
-def as_floats(value: ArrayLike) -> jax.Array:
-    """As floats of at least 32 bits; bfloat16 could not even count to 1000."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return array.astype(jnp.result_type(float))
-    narrow = jnp.finfo(array.dtype).bits < 32
-    return array.astype(jnp.float32) if narrow else array
 
 
 def as_times(t: ArrayLike, last: float = math.inf) -> jax.Array:

@@ -12,8 +12,10 @@ import math
 import numbers
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 
+from gmm_guidance._runtime.checks import shown
 from gmm_guidance.diffusion.process import DDPM
 
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -224,6 +226,80 @@ class CustomSchedule:
     def sigmas(self) -> np.ndarray:
         """Noise levels ``[num_steps + 1]``."""
         return np.array(self.values)
+
+
+def default_schedule(denoiser: Any, num_steps: int = 64) -> Karras:
+    """The schedule that ``guided_sample`` uses if it is given none.
+
+    A denoiser that knows its data names the noise levels that sampling needs in
+    ``sigma_range``, a pair of the last level before 0 and the first: ``ExactDenoiser``
+    has that of its mixture, a trained denoiser that of its training data. The first
+    level is then 20 times the root mean square of the data, their mean included, so
+    that the start forgets the data. For other denoisers the levels are those of EDM,
+    0.002 to 80, for data of about unit scale.
+
+    On modes of standard deviation 0.35, CFG of scale 6 with an exact denoiser and
+    ``"heun"`` is then within 1 % of the width of infinitely many steps.
+
+    Args:
+        denoiser: any denoiser.
+        num_steps: number of steps, at least 1.
+    """
+    found = getattr(denoiser, "sigma_range", None)
+    if found is None:
+        return Karras(num_steps)
+    low, high = found
+    return Karras(num_steps, float(low), float(high))
+
+
+def levels_of(schedule: Any) -> np.ndarray:
+    """The levels of a schedule, ``[N + 1]``, checked to be what a run needs.
+
+    Raises:
+        TypeError: for anything but a schedule.
+        ValueError: for levels that are not finite, do not end in 0, or do not fall
+            strictly, also once they are rounded to the type of the run.
+    """
+    if isinstance(schedule, type) or not hasattr(schedule, "sigmas"):
+        if isinstance(schedule, numbers.Integral):
+            remedy = f"write Karras({schedule}) for that many steps"
+        elif isinstance(schedule, type):
+            remedy = f"write {schedule.__name__}(...)"
+        else:
+            remedy = "write CustomSchedule(levels) for levels of your own"
+        raise TypeError(
+            f"schedule must be a Schedule such as Karras(50), got {shown(schedule)}; "
+            f"{remedy}."
+        )
+    name = f"the schedule {type(schedule).__name__}"
+    levels = np.asarray(schedule.sigmas())
+    if levels.ndim != 1 or len(levels) < 2 or levels.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{name} must have at least two noise levels, [num_steps + 1] numbers, got "
+            f"{levels.dtype} {levels.shape}."
+        )
+    levels = levels.astype(np.float64)
+    if not np.isfinite(levels).all() or levels[-1] != 0:
+        raise ValueError(
+            f"{name} must have finite noise levels that end in 0, got {levels[0]:g} to "
+            f"{levels[-1]:g}; CustomSchedule(levels) appends the 0."
+        )
+    dtype = jnp.result_type(float)
+    rounded = levels.astype(dtype)
+    equal = np.flatnonzero(rounded[1:] >= rounded[:-1])
+    if equal.size:
+        first = int(equal[0])
+        raise ValueError(
+            f"{name} must have noise levels that fall strictly in {dtype}, got "
+            f"{levels[first]:.9g} before {levels[first + 1]:.9g}; take fewer steps or "
+            f"leave out one of them."
+        )
+    if getattr(schedule, "num_steps", len(levels) - 1) != len(levels) - 1:
+        raise ValueError(
+            f"{name} must have num_steps + 1 noise levels, got num_steps "
+            f"{schedule.num_steps} and {len(levels)} levels."
+        )
+    return levels
 
 
 def _check_num_steps(num_steps: Any) -> None:

@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.checks import check_count, check_key
+from gmm_guidance.blocks.evaluate import check_denoiser
 from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.diffusion.schedule import Karras, Schedule
+from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided
 from gmm_guidance.sampling.sample import guided_sample
-from gmm_guidance.sampling.solvers import Solver, as_solver
+from gmm_guidance.sampling.solvers import NoiseFree, Solver, as_solver
 
 
 class OutputDensity(NamedTuple):
@@ -58,7 +59,7 @@ def output_density(
     *,
     num_samples: int,
     guidance: GuidanceRule = Unguided(),
-    schedule: Schedule = Karras(),
+    schedule: Schedule | None = None,
     solver: str | Solver = "heun",
     sample_shape: tuple[int, ...] | None = None,
     batch_size: int | None = None,
@@ -90,8 +91,9 @@ def output_density(
             rule with state, samples that are not vectors, or as ``guided_sample``.
     """
     check_key(key)
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    check_denoiser(denoiser)
+    num_samples = check_count("num_samples", num_samples)
+    schedule = default_schedule(denoiser) if schedule is None else schedule
     dim = _dimension(denoiser, sample_shape)
     # The start that guided_sample would draw itself.
     start_key = jax.random.split(key, 3)[0]
@@ -99,7 +101,7 @@ def output_density(
     normal = jax.vmap(
         lambda i: jax.random.normal(jax.random.fold_in(start_key, i), (dim,), dtype)
     )(jnp.arange(num_samples, dtype=jnp.uint32))
-    sigma = float(schedule.sigmas()[0])
+    sigma = float(levels_of(schedule)[0])
     samples, log_volume = track_volume(
         key,
         denoiser,
@@ -121,7 +123,7 @@ def track_volume(
     initial: jax.Array,
     *,
     guidance: GuidanceRule = Unguided(),
-    schedule: Schedule = Karras(),
+    schedule: Schedule | None = None,
     solver: str | Solver = "heun",
     batch_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -185,7 +187,7 @@ def _dimension(denoiser: Denoiser, sample_shape: tuple[int, ...] | None) -> int:
         )
     if len(shape) != 1:
         raise ValueError(f"samples must be vectors, got samples of shape {shape}.")
-    return int(shape[0])
+    return check_count("each size in sample_shape", shape[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,15 +218,8 @@ class _VolumeTracker:
                 "to step; use one without (momentum 0, say)."
             )
 
-        def no_noise():
-            raise ValueError(
-                f"{type(self.inner).__name__} adds noise, so that its output is no map "
-                f'of its start; use "euler" or "heun".'
-            )
-
         def move(point):
-            silent = step._replace(noise=no_noise)
-            moved, _, _ = self.inner.step(denoise, point, silent, carry, state)
+            moved, _, _ = NoiseFree(self.inner).step(denoise, point, step, carry, state)
             return moved
 
         point = x[:, :-1]

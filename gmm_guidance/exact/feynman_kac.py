@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.checks import check_count, check_key
 from gmm_guidance._runtime.pytree import Static, join, split
-from gmm_guidance.blocks.evaluate import Pass, evaluate_passes
+from gmm_guidance.blocks.evaluate import Pass, check_denoiser, evaluate_passes
 from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.diffusion.schedule import Karras, Schedule
+from gmm_guidance.diffusion.schedule import Karras, Schedule, levels_of
 from gmm_guidance.guidance.scale import check_scale
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
@@ -94,8 +94,8 @@ def repaired_sample(
     """
     check_key(key)
     check_scale("scale", scale)
-    if num_samples < 2:
-        raise ValueError(f"num_samples must be at least 2, got {num_samples}.")
+    num_samples = check_count("num_samples", num_samples, 2)
+    levels_of(schedule)
     if not 0.0 <= ess_threshold <= 1.0:
         raise ValueError(f"ess_threshold must be in 0..1, got {ess_threshold}.")
     if isinstance(denoiser, ExactDenoiser):
@@ -104,6 +104,7 @@ def repaired_sample(
     if mixture is not None:
         check_label(mixture.parameters, label)
         denoiser = ExactDenoiser(mixture)
+    check_denoiser(denoiser)
     shape = getattr(denoiser, "sample_shape", None)
     if shape is None or len(shape) != 1:
         raise ValueError(

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from gmm_guidance._runtime.checks import check_count
 from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.diffusion.schedule import Karras, Schedule
+from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
 from gmm_guidance.exact.density import track_volume
+from gmm_guidance.exact.quantile_map import check_line
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided
 from gmm_guidance.sampling.solvers import Solver
 
@@ -81,7 +83,7 @@ def line_distribution(
     label: Any = None,
     *,
     guidance: GuidanceRule = Unguided(),
-    schedule: Schedule = Karras(),
+    schedule: Schedule | None = None,
     solver: str | Solver = "heun",
     num_points: int = 2001,
     key: jax.Array | None = None,
@@ -105,9 +107,10 @@ def line_distribution(
         ValueError: if the map is not monotone (too few steps for the scale), or as
             ``output_density``.
     """
-    if num_points < 3:
-        raise ValueError(f"num_points must be at least 3, got {num_points}.")
-    sigma = float(schedule.sigmas()[0])
+    num_points = check_count("num_points", num_points, 3)
+    check_line(denoiser)
+    schedule = default_schedule(denoiser) if schedule is None else schedule
+    sigma = float(levels_of(schedule)[0])
     dtype = jnp.result_type(float)
 
     def run(z):
@@ -154,7 +157,7 @@ def line_density(
     grid: ArrayLike,
     *,
     guidance: GuidanceRule = Unguided(),
-    schedule: Schedule = Karras(),
+    schedule: Schedule | None = None,
     solver: str | Solver = "heun",
     num_points: int = 2001,
     key: jax.Array | None = None,

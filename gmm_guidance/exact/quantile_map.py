@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmm_guidance._runtime.checks import check_count
+from gmm_guidance.blocks.evaluate import check_denoiser
 from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.diffusion.schedule import Karras, Schedule
+from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided
 from gmm_guidance.sampling.sample import guided_sample
-from gmm_guidance.sampling.solvers import Solver
+from gmm_guidance.sampling.solvers import NoiseFree, Solver, as_solver
 
 
 def quantile_map(
@@ -25,7 +27,7 @@ def quantile_map(
     label: Any = None,
     *,
     guidance: GuidanceRule = Unguided(),
-    schedule: Schedule = Karras(),
+    schedule: Schedule | None = None,
     solver: str | Solver = "heun",
     num_points: int = 2000,
     key: jax.Array | None = None,
@@ -45,13 +47,15 @@ def quantile_map(
         Quantiles of the output, ascending for a monotone flow: ``[num_points]``.
 
     Raises:
-        ValueError: if ``num_points`` < 1, or as ``guided_sample``.
+        ValueError: if ``num_points`` < 1, for samples that are not on a line, a solver
+            that adds noise, or as ``guided_sample``.
     """
-    if num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}.")
+    num_points = check_count("num_points", num_points)
+    check_line(denoiser)
+    schedule = default_schedule(denoiser) if schedule is None else schedule
     levels = (np.arange(num_points) + 0.5) / num_points
     normal = jax.scipy.special.ndtri(jnp.asarray(levels, jnp.result_type(float)))
-    start = float(schedule.sigmas()[0]) * normal[:, None]
+    start = float(levels_of(schedule)[0]) * normal[:, None]
     samples = guided_sample(
         jax.random.key(0) if key is None else key,
         denoiser,
@@ -59,7 +63,18 @@ def quantile_map(
         num_samples=num_points,
         guidance=guidance,
         schedule=schedule,
-        solver=solver,
+        solver=NoiseFree(as_solver(solver)),
         initial=start,
     )
     return samples[:, 0]
+
+
+def check_line(denoiser: Any) -> None:
+    """Raise ``ValueError`` if a denoiser is known not to be of points on a line."""
+    check_denoiser(denoiser)
+    shape = getattr(denoiser, "sample_shape", (1,))
+    if tuple(shape) != (1,):
+        raise ValueError(
+            f"quantiles and densities on a line need samples of shape (1,), got "
+            f"{tuple(shape)}; use guided_sample or output_density in more dimensions."
+        )

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from gmm_guidance._runtime.checks import check_key
 from gmm_guidance.exact._posterior import log_label_posterior
 from gmm_guidance.exact.tilted import TiltedTarget
-from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
+from gmm_guidance.mixture.gaussian_mixture import GaussianMixture, check_mixture
 
 
 def jensen_gap(
@@ -52,6 +53,9 @@ def jensen_gap(
     Raises:
         ValueError: as ``TiltedTarget``.
     """
+    check_mixture(mixture)
+    if key is not None:
+        check_key(key)
     target = TiltedTarget(mixture, label, scale, num_nodes, key)
     # E[p^s | x] = p(label | x) E[p^(s - 1) | x, label]: the label's own components have
     # no mass where p(label | y) is below rounding, and need fewer nodes.
@@ -78,6 +82,9 @@ def rule_bias(
     Returns:
         Differences in units of the data, of x's shape.
     """
+    check_mixture(mixture)
+    if key is not None:
+        check_key(key)
     target = TiltedTarget(mixture, label, scale, num_nodes, key)
     uncond, cond = mixture.denoise_rows(x, sigma, (None, target.label))
     guided = cond + (jnp.asarray(scale, cond.dtype) - 1.0) * (cond - uncond)
@@ -113,6 +120,7 @@ def fokker_planck_defect(
         Defects in nats per unit of variance, of x's leading shape; negative for scales
         between 0 and 1.
     """
+    check_mixture(mixture)
     push = mixture.score(x, sigma, label) - mixture.score(x, sigma)
     scale = jnp.asarray(scale, push.dtype)
     return 0.5 * scale * (scale - 1.0) * jnp.sum(push**2, axis=-1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import as_concrete, as_float, check_key
+from gmm_guidance._runtime.checks import as_concrete, as_float, check_count, check_key
 from gmm_guidance.exact._posterior import (
     NUM_NODES,
     Quadrature,
@@ -127,8 +127,7 @@ class TiltedTarget:
                 accepted.
         """
         check_key(key)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        num_samples = check_count("num_samples", num_samples)
         kept: list[np.ndarray] = []
         count = rounds = 0
         while count < num_samples:

@@ -13,8 +13,10 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from typing_extensions import override
 
+from gmm_guidance._runtime.checks import shown
 from gmm_guidance.blocks.evaluate import Pass
 from gmm_guidance.diffusion.denoiser import Guided
 from gmm_guidance.guidance.draws import RandomDraws, UndrawnDraws
@@ -45,6 +47,8 @@ class GuidanceRule:
     ``passes`` and ``combine`` are the rule. The other four methods have defaults, for
     rules without windows, random draws, state and weak passes.
     """
+
+    traces_numbers = True  # scales are arguments of the program, see _runtime.pytree
 
     def passes(self, label: Any, draws: Any) -> Any:
         """The evaluations that ``combine`` needs.
@@ -256,8 +260,48 @@ def needs_label(rule: GuidanceRule, num_blocks: int | None) -> bool:
     return all(any(p.label is some for p in passes) for some in (label, None))
 
 
-def full_precision(outputs: Any) -> Any:
-    """At least float32: guidance takes small differences of large numbers."""
-    return jax.tree.map(
-        lambda a: a.astype(jnp.float32) if jnp.finfo(a.dtype).bits < 32 else a, outputs
-    )
+def full_precision(outputs: Any, x: jax.Array) -> Any:
+    """At least float32, and at least the type of the samples ``x``.
+
+    Guidance takes small differences of large numbers; and the state of a sampler keeps
+    its type, whatever that of a network.
+    """
+
+    def widened(a: jax.Array) -> jax.Array:
+        widest = max(a.dtype, x.dtype, key=lambda t: jnp.finfo(t).bits)
+        return a.astype(widest if jnp.finfo(widest).bits >= 32 else jnp.float32)
+
+    return jax.tree.map(widened, outputs)
+
+
+def check_rule(guidance: Any) -> None:
+    """Raise unless an argument is a rule whose scales are single numbers or curves.
+
+    Raises:
+        TypeError: for anything but a rule.
+        ValueError: for an array of scales.
+    """
+    if not isinstance(guidance, GuidanceRule):
+        if isinstance(guidance, type):
+            remedy = f"write {guidance.__name__}(...)"
+        elif guidance is None:
+            remedy = "write Unguided() for none"
+        else:
+            remedy = "write CFG(2.0) for classifier-free guidance of scale 2"
+        raise TypeError(
+            f"guidance must be a guidance rule such as CFG(2.0), got "
+            f"{shown(guidance)}; {remedy}."
+        )
+    if not dataclasses.is_dataclass(guidance):
+        return
+    for field in dataclasses.fields(guidance):
+        value = getattr(guidance, field.name)
+        if isinstance(value, GuidanceRule):
+            check_rule(value)
+        elif str(field.type).startswith(("Scale", "Number")) and np.shape(value):
+            raise ValueError(
+                f"{field.name} of {type(guidance).__name__} must be one number"
+                f"{' or a SigmaCurve' if str(field.type).startswith('Scale') else ''}, "
+                f"got shape {np.shape(value)}; for several values use jax.vmap, which "
+                f"compiles once."
+            )

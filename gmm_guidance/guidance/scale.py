@@ -50,6 +50,9 @@ class SigmaCurve:
             raise ValueError(f"values must be finite, got {values}.")
 
 
+#: One number, which may be traced.
+Number = ArrayLike
+
 #: A number, or a curve over the noise level.
 Scale = ArrayLike | SigmaCurve
 
@@ -77,6 +80,8 @@ def check_scale(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf
 ) -> None:
     """Raise ``ValueError`` unless a scale is finite and within limits, where known."""
+    if isinstance(value, (str, bytes, list, dict)):
+        raise TypeError(f"{name} must be a number or a SigmaCurve, got {value!r}.")
     if isinstance(value, SigmaCurve):
         values = as_concrete(value.values)
         numbers = [] if values is None or values.dtype == object else values.tolist()

@@ -24,7 +24,7 @@ from gmm_guidance.guidance.rule import (
     guidance_rule,
     static_field,
 )
-from gmm_guidance.guidance.scale import Scale, check_scale
+from gmm_guidance.guidance.scale import Number, Scale, check_scale
 from gmm_guidance.guidance.windows import Position, StepWindow, Window
 
 
@@ -55,9 +55,9 @@ class APG(UpdateRule):
     """
 
     scale: Scale
-    eta: ArrayLike = 0.0
-    norm_threshold: ArrayLike | None = None
-    momentum: ArrayLike | None = -0.5
+    eta: Number = 0.0
+    norm_threshold: Number | None = None
+    momentum: Number | None = -0.5
 
     def __post_init__(self):
         for name in ("scale", "eta", "momentum"):
@@ -239,7 +239,7 @@ class MAMBOG(UpdateRule):
     """
 
     scale: Scale = 10.0
-    alpha: ArrayLike = 8.0
+    alpha: Number = 8.0
     process: Process = static_field(default=RectifiedFlow())
 
     def __post_init__(self):
@@ -308,8 +308,10 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def norm(a: jax.Array) -> jax.Array:
-    """Euclidean norm of each sample."""
-    return jnp.sqrt(dot(a, a))
+    """Euclidean norm of each sample, with derivative 0 at 0."""
+    square = dot(a, a)
+    is_zero = square == 0.0
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
 
 
 def ratio(a: ArrayLike, b: jax.Array, otherwise: float) -> jax.Array:

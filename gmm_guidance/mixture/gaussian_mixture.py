@@ -19,13 +19,14 @@ products of densities that a direct evaluation forms underflow away from the dat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.checks import check_count, check_key, shown
 from gmm_guidance.mixture.closed_forms import (
     denoise_at,
     denoise_rows_at,
@@ -266,10 +267,18 @@ class GaussianMixture:
             Samples of shape ``[num_samples, d]`` and their labels ``[num_samples]``.
         """
         check_key(key)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        num_samples = check_count("num_samples", num_samples)
         label = spread_label(self.parameters, label, (num_samples,))
         return sample_by_index(self.parameters, key, num_samples, label)
+
+
+def check_mixture(mixture: Any) -> None:
+    """Raise ``TypeError`` for anything but a mixture."""
+    if not isinstance(mixture, GaussianMixture):
+        raise TypeError(
+            f"mixture must be a GaussianMixture, got {shown(mixture)}; the mixture of "
+            f"an ExactDenoiser is its attribute mixture."
+        )
 
 
 jax.tree_util.register_pytree_node(

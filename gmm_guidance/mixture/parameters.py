@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import as_concrete
+from gmm_guidance._runtime.checks import as_concrete, as_floats, as_labels, as_numbers
 
 Label = ArrayLike | None
 
@@ -104,16 +104,14 @@ def check_points(
         ValueError: for points of the wrong dimension, or noise levels that do not fit
             them, are negative or not finite.
     """
-    x = jnp.asarray(x)
+    x = as_floats(as_numbers(x, "x"))  # squares of noise levels overflow in half types
     dim = parameters.dim
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        x = x.astype(parameters.means.dtype)
     if x.ndim < 1 or x.shape[-1] != dim:
         raise ValueError(
             f"x must have shape [..., {dim}] (the mixture has dimension {dim}), got "
             f"{x.shape}. Reshape with x[..., None] for points on a line."
         )
-    sigma = jnp.asarray(sigma, x.dtype)
+    sigma = jnp.asarray(as_numbers(sigma, "sigma"), x.dtype)
     if sigma.ndim and sigma.shape != x.shape[:-1]:
         raise ValueError(
             f"sigma must be a scalar or have x's leading shape {x.shape[:-1]}, got "
@@ -151,21 +149,7 @@ def spread_label(
     Raises:
         ValueError: for labels that are not integers, out of range or of another shape.
     """
-    if label is None:
-        return None
-    label = jnp.asarray(label)
-    if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise ValueError(f"label must be an integer, got dtype {label.dtype}.")
-    if label.ndim and label.shape != shape:
-        raise ValueError(
-            f"label must be None, an integer, or integers of shape {shape}, got shape "
-            f"{label.shape}."
-        )
-    values = as_concrete(label)
-    if values is not None and values.size:
-        for extreme in (values.min(), values.max()):
-            check_label(parameters, extreme, null_allowed=True)
-    return jnp.broadcast_to(label.astype(jnp.int32), shape)
+    return as_labels(label, shape, parameters.num_labels)
 
 
 # -- parameters given by the user ---------------------------------------------------

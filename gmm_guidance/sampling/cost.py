@@ -13,7 +13,7 @@ from gmm_guidance.blocks.perturbation import check_kind, saved_fraction
 from gmm_guidance.blocks.stack import relative_costs
 from gmm_guidance.diffusion.schedule import Schedule
 from gmm_guidance.guidance.draws import RandomBlocks
-from gmm_guidance.guidance.rule import GuidanceRule, expected_passes
+from gmm_guidance.guidance.rule import GuidanceRule, check_rule, expected_passes
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Solver, as_solver
 
@@ -58,6 +58,7 @@ def expected_cost(
             blocks lack a kind of perturbation, or its block costs are not positive, one
             for each block.
     """
+    check_rule(guidance)
     costs = relative_costs(model)
     solver = as_solver(solver)
     shared = separate = 0.0

@@ -9,12 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from gmm_guidance._runtime.checks import as_labels, as_samples, as_sigma, check_key
 from gmm_guidance._runtime.pytree import Static, join, split
-from gmm_guidance.blocks.evaluate import evaluate_passes
+from gmm_guidance.blocks.evaluate import check_denoiser, evaluate_passes
 from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser, Guided, Renoised
 from gmm_guidance.guidance.draws import RandomDraws
-from gmm_guidance.guidance.rule import GuidanceRule, full_precision, needs_label
+from gmm_guidance.guidance.rule import (
+    GuidanceRule,
+    check_rule,
+    full_precision,
+    needs_label,
+)
 
 
 def guided_denoise(
@@ -42,16 +48,33 @@ def guided_denoise(
         Guided denoised samples of x's shape, float32 or better.
 
     Raises:
-        ValueError: if the rule needs a label and there is none.
-        TypeError: if the rule drops blocks of a denoiser without blocks.
+        ValueError: for samples of another shape than the denoiser's, a sigma that is
+            not > 0, labels out of range, or if the rule needs a label and there is
+            none.
+        TypeError: for arguments of another kind, or if the rule drops blocks of a
+            denoiser without blocks.
     """
+    check_rule(guidance)
+    x, sigma, label, key = point_arguments(denoiser, x, sigma, label, key)
     check_label(label, denoiser, (guidance,), guidance)
-    x = jnp.asarray(x)
-    if label is not None:
-        label = jnp.broadcast_to(jnp.asarray(label, jnp.int32), x.shape[:1])
     arrays, static = split((denoiser, guidance))
+    return _guided(static, arrays, x, sigma, label, key)
+
+
+def point_arguments(
+    denoiser: Any, x: Any, sigma: Any, label: Any, key: Any
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+    """Checked arguments of an evaluation at given points: x, sigma, label, key.
+
+    Integer points become floats, so that sigma remains what it is.
+    """
+    check_denoiser(denoiser)
+    x = as_samples(x, getattr(denoiser, "sample_shape", None))
+    sigma = as_sigma(sigma, x.dtype)
+    label = as_labels(label, x.shape[:1], getattr(denoiser, "num_labels", None))
     key = jax.random.key(0) if key is None else key
-    return _guided(static, arrays, x, jnp.asarray(sigma, x.dtype), label, key)
+    check_key(key)
+    return x, sigma, label, key
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -89,7 +112,7 @@ def apply_rule(
 ) -> tuple[Guided, Any]:
     """Run a rule's passes and combine them: the guided value and the next state."""
     outputs = evaluate_passes(denoiser, x, sigma, rule.passes(label, draws))
-    return rule.combine(full_precision(outputs), x, sigma, state)
+    return rule.combine(full_precision(outputs, x), x, sigma, state)
 
 
 def num_blocks_of(denoiser: Any) -> int | None:

@@ -8,22 +8,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.checks import as_concrete, check_key
+from gmm_guidance._runtime.checks import (
+    as_concrete,
+    as_labels,
+    as_samples,
+    check_count,
+    check_key,
+)
 from gmm_guidance._runtime.pytree import Static, join, split
+from gmm_guidance.blocks.evaluate import check_denoiser
 from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.diffusion.schedule import Karras, Schedule
+from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
 from gmm_guidance.guidance.draws import RandomDraws
-from gmm_guidance.guidance.rule import GuidanceRule, Unguided
+from gmm_guidance.guidance.rule import GuidanceRule, Unguided, check_rule
 from gmm_guidance.sampling.guided_denoise import apply_rule, check_label, num_blocks_of
 from gmm_guidance.sampling.segments import plan_segments, same_structure
 from gmm_guidance.sampling.solvers import Solver, Step, as_solver
 from gmm_guidance.sharding.batches import run_divided
-from gmm_guidance.sharding.mesh import divides_parameters
+from gmm_guidance.sharding.mesh import as_mesh, divides_parameters
 from gmm_guidance.sharding.pinned import Pinned
 from gmm_guidance.sharding.placement import replicate
 
@@ -35,7 +41,7 @@ def guided_sample(
     *,
     num_samples: int,
     guidance: GuidanceRule = Unguided(),
-    schedule: Schedule = Karras(),
+    schedule: Schedule | None = None,
     solver: str | Solver = "heun",
     trajectory: bool = False,
     initial: jax.Array | None = None,
@@ -61,7 +67,8 @@ def guided_sample(
         label: the condition: ``None``, an integer, or ``[num_samples]`` integers.
         num_samples: how many samples, at least 1.
         guidance: the rule. Python scales that are off cost no pass.
-        schedule: noise levels.
+        schedule: noise levels; by default ``default_schedule(denoiser)``, which fits
+            the data where the denoiser knows them.
         solver: ``"euler"`` (DDIM), ``"heun"``, ``"dpmpp_2m"``, ``"unipc"``,
             ``"edm_stochastic"``, or a ``Solver``.
         trajectory: also return the state at each noise level.
@@ -87,16 +94,26 @@ def guided_sample(
             without one, a window of the rule that holds no evaluation of the run, an
             unknown solver, an unknown sample shape, or a batch that several processes
             cannot divide evenly.
-        TypeError: if the rule drops blocks of a denoiser without blocks, or if the
-            solver does not support the rule.
+        TypeError: for arguments of another kind (a number for a rule), if the rule
+            drops blocks of a denoiser without blocks, or if the solver does not support
+            the rule.
     """
     check_key(key)
+    check_denoiser(denoiser)
+    check_rule(guidance)
     solver = as_solver(solver)
+    schedule = default_schedule(denoiser) if schedule is None else schedule
+    levels = levels_of(schedule)
     if initial is not None:
-        initial = jnp.asarray(initial, jnp.result_type(float))
+        initial = as_samples(initial, name="initial").astype(jnp.result_type(float))
     shape = _sample_shape(denoiser, sample_shape, initial)
-    _check_counts(num_samples, batch_size, first_index)
-    label = _as_labels(label, num_samples, getattr(denoiser, "num_labels", None))
+    num_samples = check_count("num_samples", num_samples)
+    first_index = check_count("first_index", first_index, 0)
+    if batch_size is not None:
+        batch_size = check_count("batch_size", batch_size)
+    mesh = None if mesh is None else as_mesh(mesh)
+    num_labels = getattr(denoiser, "num_labels", None)
+    label = as_labels(label, (num_samples,), num_labels)
     if initial is not None and jnp.shape(initial) != (num_samples, *shape):
         raise ValueError(
             f"initial must have shape {(num_samples, *shape)}, got "
@@ -108,7 +125,7 @@ def guided_sample(
     if mesh is not None and divides_parameters(mesh) and is_block_stack(denoiser):
         denoiser = Pinned(denoiser, mesh)
     arrays, static = split((denoiser, rules))
-    sigmas = jnp.asarray(schedule.sigmas(), jnp.result_type(float))
+    sigmas = jnp.asarray(levels, jnp.result_type(float))
     if mesh is not None:
         arrays, key, sigmas = replicate((arrays, key, sigmas), mesh)
     program = _Program(
@@ -295,16 +312,8 @@ def _sample_shape(denoiser, sample_shape, initial) -> tuple[int, ...]:
             f"the shape of a sample is unknown: {type(denoiser).__name__} has no "
             f"sample_shape; pass sample_shape=(2,), say, or initial noise."
         )
-    return tuple(int(s) for s in sample_shape)
-
-
-def _check_counts(num_samples, batch_size, first_index) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if first_index < 0:
-        raise ValueError(f"first_index must be at least 0, got {first_index}.")
+    sizes = (sample_shape,) if isinstance(sample_shape, int) else sample_shape
+    return tuple(check_count("each size in sample_shape", s) for s in sizes)
 
 
 def _as_indices(indices: Any, num_samples: int, first_index: int) -> jax.Array:
@@ -326,25 +335,3 @@ def _as_indices(indices: Any, num_samples: int, first_index: int) -> jax.Array:
             f"{indices.dtype} {indices.shape}."
         )
     return indices.astype(jnp.uint32)
-
-
-def _as_labels(label, num_samples: int, num_labels: int | None) -> jax.Array | None:
-    if label is None:
-        return None
-    label = jnp.asarray(label)
-    if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise ValueError(f"label must be an integer, got dtype {label.dtype}.")
-    if label.shape not in ((), (num_samples,)):
-        raise ValueError(
-            f"label must be an integer or [{num_samples}] integers, one for each "
-            f"sample, got shape {label.shape}."
-        )
-    values = as_concrete(label)
-    if values is not None and num_labels is not None:
-        bad = values[(values < 0) | (values > num_labels)]
-        if np.size(bad):
-            raise ValueError(
-                f"label must be in 0..{num_labels - 1} (or {num_labels} for no "
-                f"condition), got {np.unique(bad)[:5].tolist()}."
-            )
-    return jnp.broadcast_to(label.astype(jnp.int32), (num_samples,))

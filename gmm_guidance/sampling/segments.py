@@ -12,10 +12,9 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from gmm_guidance._runtime.pytree import node_types
-from gmm_guidance.diffusion.schedule import Schedule
+from gmm_guidance.diffusion.schedule import Schedule, levels_of
 from gmm_guidance.guidance.rule import GuidanceRule
 from gmm_guidance.guidance.windows import Position
 from gmm_guidance.sampling.solvers import Solver
@@ -52,7 +51,7 @@ def plan_segments(
     Raises:
         ValueError: if a window of the rule contains no evaluation of the run.
     """
-    sigmas = np.asarray(schedule.sigmas())
+    sigmas = levels_of(schedule)
     num_steps = len(sigmas) - 1
     start = Position(0.0, float(sigmas[0]), 0, num_steps)
     segments: list[Segment] = []

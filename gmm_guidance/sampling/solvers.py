@@ -13,12 +13,13 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from typing_extensions import override
 
+from gmm_guidance._runtime.checks import shown
 from gmm_guidance.diffusion.denoiser import Guided, Renoised
 
 
@@ -55,6 +56,7 @@ class Denoise(Protocol):
         ...
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Advances samples step by step. Solvers are hashable; they shape the program."""
 
@@ -346,6 +348,32 @@ class Ancestral(Solver):
         return output[..., :channels], output[..., channels:]
 
 
+@dataclasses.dataclass(frozen=True)
+class NoiseFree(Solver):
+    """A solver that must not add noise, so that its output is a map of its start."""
+
+    inner: Solver
+
+    @override
+    def num_evaluations(self, is_final: bool) -> int:
+        return self.inner.num_evaluations(is_final)
+
+    @override
+    def init(self, x: jax.Array) -> Any:
+        return self.inner.init(x)
+
+    @override
+    def step(self, denoise, x, step, carry, state):
+        silent = step._replace(noise=self._no_noise)
+        return self.inner.step(denoise, x, silent, carry, state)
+
+    def _no_noise(self) -> jax.Array:
+        raise ValueError(
+            f"{type(self.inner).__name__} adds noise, so that its output is no map of "
+            f'its start; use "euler" or "heun".'
+        )
+
+
 SOLVERS: dict[str, Solver] = {
     "euler": Euler(),
     "ddim": Euler(),
@@ -361,8 +389,15 @@ def as_solver(solver: str | Solver) -> Solver:
     """A solver from its name; solver objects pass through.
 
     Raises:
+        TypeError: for anything but a name or a solver.
         ValueError: for an unknown name, with the nearest known one.
     """
+    if isinstance(solver, type) or not isinstance(solver, str | Solver):
+        remedy = f" Write {solver.__name__}()." if isinstance(solver, type) else ""
+        raise TypeError(
+            f"solver must be one of {', '.join(SOLVERS)} or a Solver object, got "
+            f"{shown(solver)}.{remedy}"
+        )
     if not isinstance(solver, str):
         return solver
     if solver not in SOLVERS:

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gmm_guidance._runtime.checks import shown
+
 AXES = ("data", "fsdp", "tensor")
 # Devices that hold a part of the parameters still compute samples of their own.
 BATCH_AXES = ("data", "fsdp")
@@ -97,6 +99,33 @@ class MeshConfig:
             axis_types=(AxisType.Auto,) * len(AXES),
             devices=devices[: data * groups],
         )
+
+
+def as_mesh(mesh: Any) -> Mesh:
+    """A mesh of the three axes: those that are missing have one device.
+
+    Raises:
+        TypeError: for anything but a mesh.
+        ValueError: for axes of other names.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}; "
+            f"MeshConfig().build() makes one of all devices."
+        )
+    if not set(mesh.axis_names) <= set(AXES):
+        raise ValueError(
+            f"the axes of a mesh must be among {', '.join(AXES)}, got "
+            f"{', '.join(str(name) for name in mesh.axis_names)}; use "
+            f"MeshConfig(data=..., fsdp=..., tensor=...).build()."
+        )
+    auto = (AxisType.Auto,) * len(AXES)
+    if mesh.axis_names == AXES and mesh.axis_types == auto:
+        return mesh
+    present = [name for name in AXES if name in mesh.axis_names]
+    devices = mesh.devices.transpose([mesh.axis_names.index(n) for n in present])
+    sizes = [mesh.shape.get(name, 1) for name in AXES]
+    return Mesh(devices.reshape(sizes), AXES, axis_types=auto)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

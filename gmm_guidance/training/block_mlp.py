@@ -250,6 +250,13 @@ class BlockMLP(nnx.Module):
         return self.config.num_labels
 
     @property
+    def sigma_range(self) -> tuple[float, float]:
+        """Noise levels of the default schedule, from the data's scale and mean."""
+        scale, mean = self.config.data_scale, self.config.data_mean
+        extent = math.hypot(scale, max(map(abs, mean), default=0.0))
+        return 0.0005 * scale, 20.0 * extent
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample, ``(dim,)``."""
         return (self.config.dim,)

@@ -119,7 +119,7 @@ def as_points(data: Any) -> Points:
         samples, labels = (np.asarray(a) for a in data)
     except (TypeError, ValueError):
         raise TypeError(
-            f"the data must be a GaussianMixture or a pair of samples [n, d] and "
+            f"data must be a GaussianMixture or a pair of samples [n, d] and "
             f"labels [n], got {type(data).__name__}."
         ) from None
     if samples.ndim != 2 or 0 in samples.shape or samples.dtype.kind not in "fiu":

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from gmm_guidance._runtime.checkpoints import Checkpoints
+from gmm_guidance._runtime.checks import check_count, check_real, plain_numbers
 from gmm_guidance._runtime.interruption import Interruption
 from gmm_guidance._runtime.progress import Reporter
 
@@ -66,11 +67,14 @@ class FitConfig:
     label_dropout: float = 0.15
 
     def __post_init__(self):
+        plain_numbers(self)
+        given = np.atleast_1d(np.asarray(self.snapshots, object)).ravel()
+        steps = tuple(check_count("snapshots", step) for step in given)
+        object.__setattr__(self, "snapshots", steps)
         if not self.snapshots or list(self.snapshots) != sorted(set(self.snapshots)):
             raise ValueError(
                 f"snapshots must be ascending numbers of steps, got {self.snapshots}."
             )
-        at_least("snapshots", self.snapshots[0], 1)
         at_least("batch_size", self.batch_size, 1)
         at_least("warmup_steps", self.warmup_steps, 0)
         if self.decay_steps is not None:
@@ -110,20 +114,19 @@ class FitConfig:
 
 
 def at_least(name: str, value: int, least: int) -> None:
-    """Raise ``ValueError`` unless a field is at least ``least``."""
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
+    """Raise unless a field is a whole number of at least ``least``."""
+    check_count(name, value, least)
 
 
 def positive(name: str, value: float) -> None:
     """Raise ``ValueError`` unless a field is finite and > 0."""
-    if not (math.isfinite(value) and value > 0):
+    if not check_real(name, value) > 0:
         raise ValueError(f"{name} must be > 0, got {value}.")
 
 
 def fraction(name: str, value: float) -> None:
     """Raise ``ValueError`` unless a field is in [0, 1)."""
-    if not 0 <= value < 1:
+    if not 0 <= check_real(name, value) < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}.")
 
 

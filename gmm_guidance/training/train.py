@@ -21,6 +21,7 @@ from gmm_guidance.mixture.draw import sample_batch
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from gmm_guidance.mixture.parameters import MixtureParameters
 from gmm_guidance.sharding import num_batch_parts, replicate, shard_batch
+from gmm_guidance.sharding.mesh import as_mesh
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
 from gmm_guidance.training.config import Points, TrainingConfig, as_points
 from gmm_guidance.training.fit import Progress, fit
@@ -90,6 +91,7 @@ def train_denoisers(
             mixture; if the checkpoint is a file, damaged as a whole or of another run;
             or if the mesh divides neither the seeds nor a batch.
     """
+    mesh = None if mesh is None else as_mesh(mesh)
     batch_mesh, place = _on_mesh(mesh, len(keys), config.batch_size)
     mixture = points = None
     if isinstance(data, GaussianMixture):
