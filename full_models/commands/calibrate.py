@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +14,7 @@ from matplotlib.ticker import NullFormatter
 import gmm_guidance as gg
 from full_models.commands.options import ModelOptions
 from full_models.generation.run_folder import RunFolder, machine
+from gmm_guidance._runtime.checks import key_of_seed
 from gmm_guidance._runtime.figure_style import (
     COLORS,
     PAGE_WIDTH,
@@ -79,7 +79,7 @@ class Calibrate:
                 found = gg.calibrate(
                     model,
                     (samples, labels),
-                    jax.random.key(self.seed),
+                    key_of_seed(self.seed),
                     features=features,
                     sigmas=levels,
                     num_samples=self.num_samples,

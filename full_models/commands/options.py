@@ -17,6 +17,7 @@ from full_models.generation.sampler import MeshSampler
 from full_models.models.autoencoder import load_autoencoder
 from full_models.models.family import Pipeline
 from full_models.weights.load import Checkpoint, open_checkpoint
+from gmm_guidance._runtime.checks import key_of_seed
 from gmm_guidance._runtime.files import sha256
 
 SolverName = Literal["euler", "heun", "dpmpp_2m", "unipc", "ancestral"]
@@ -65,7 +66,8 @@ class DrawOptions:
     """The samples and their computation."""
 
     labels: Annotated[str | None, _OfModel] = None
-    """Classes by number or ImageNet name, taken in turn; or all, or random."""
+    """Classes by number or ImageNet name, taken in turn; all, random, or none for
+    unconditional samples."""
     num: int = 16
     """Number of samples."""
     steps: Annotated[int | None, _OfModel] = None
@@ -258,7 +260,7 @@ class LoadedRun:
         return MeshSampler(
             self.run.pipeline.denoiser(self.model, self.solver),
             self.mesh,
-            key=jax.random.key(self.run.draw.seed),
+            key=key_of_seed(self.run.draw.seed),
             guidance=rule,
             schedule=self.schedule,
             solver=self.solver,

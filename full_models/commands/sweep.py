@@ -24,6 +24,7 @@ from full_models.generation.processes import ProcessOptions, from_first, is_firs
 from full_models.generation.shard_set import ShardSet
 from full_models.models.family import Defaults
 from full_models.weights.table import listed
+from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.progress import Reporter
 from gmm_guidance._runtime.schema import Object, brief, checked, read_toml
 
@@ -130,6 +131,7 @@ def read_grid(path: Path, options: dict[str, Any]) -> list[Setting]:
         ValueError: if it is no TOML, has unknown options or values of another type,
             lacks rules, or has two settings of one name.
     """
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}.")
     common = read_toml(path, Object)

@@ -14,6 +14,7 @@ from full_models.models.registry import FAMILIES
 from full_models.weights.load import DESCRIPTION, DIFFUSERS_FILE, KIND, NATIVE, ORBAX
 from full_models.weights.orbax_folder import save_orbax
 from full_models.weights.table import dump, native_table, parameters
+from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import atomic_folder, default_mode, write_text
 from gmm_guidance._runtime.tensor_files import save_tree, write_tensors
 
@@ -62,7 +63,7 @@ def export_weights(
         )
     if layout not in (known := [*family.layouts, NATIVE, ORBAX]):
         raise ValueError(f"layout must be one of {', '.join(known)}, got {layout!r}.")
-    path = Path(path)
+    path = as_path(path)
     dtype = jnp.dtype(
         next(iter(parameters(model).values())).dtype if dtype is None else dtype
     )

@@ -27,6 +27,7 @@ from full_models.weights.orbax_folder import load_orbax
 from full_models.weights.safetensors_file import read_safetensors
 from full_models.weights.table import Stored, fill, listed, native_table
 from full_models.weights.torch_file import read_torch
+from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import sha256
 from gmm_guidance._runtime.tensor_files import differences, load_description
 from gmm_guidance.diffusion.process import process_from_fields
@@ -174,7 +175,7 @@ def open_checkpoint(
     Arguments and errors are those of ``load_weights``; the model is of ``families``.
     """
     wanted = _family_of(model, families)
-    found = _inspect(Path(path), root, families)
+    found = _inspect(as_path(path), root, families)
     if wanted not in (None, found.family):
         raise ValueError(
             f"{found.origin} holds weights of {found.family.name}, but "

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import locked_folder
 from gmm_guidance._runtime.tensor_files import differences, named_leaves
 
@@ -67,7 +68,7 @@ class Checkpoints:
         keep: int = 2,
         seconds_between: float = 10.0,
     ):
-        self.folder = None if folder is None else Path(folder).absolute()
+        self.folder = None if folder is None else as_path(folder).absolute()
         self._description = json.loads(json.dumps(description))
         self._keep = keep
         self._seconds_between = seconds_between

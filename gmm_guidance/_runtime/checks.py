@@ -83,6 +83,20 @@ def check_key(key: Any) -> None:
         )
 
 
+def key_of_seed(seed: Any) -> jax.Array:
+    """A random key of all 64 bits of a seed; below 2**32 that of ``jax.random.key``.
+
+    Raises:
+        TypeError: for anything but a whole number.
+        ValueError: for one that is negative or has more than 64 bits.
+    """
+    seed = check_count("seed", seed, 0)
+    if seed >= 2**64:
+        raise ValueError(f"seed must be below 2**64, got {seed}.")
+    key = jax.random.key(seed % 2**32)
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+
+
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """A whole number of at least ``least``, as a Python integer.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,10 @@ def run_command(
         The exit status: 0; 2 after a ``ValueError``, ``OSError``, ``MemoryError`` or
         ``ImportError``; that of ``statuses``; 128 + n after signal n.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a file that cannot show a character shows a question mark.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     known = dict.fromkeys(_EXPECTED, 2) | dict(statuses or {})
     try:
         with _terminated_like_interrupted():

@@ -17,6 +17,8 @@ import filelock
 import jax
 import numpy as np
 
+from gmm_guidance._runtime.checks import as_path
+
 _CHUNK = 1 << 22
 
 
@@ -89,14 +91,21 @@ def locked_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
             f"choose another directory."
         ) from None
     try:
-        # What may have taken the place of the file meanwhile is not written to.
-        with open(path, "r+", opener=_without_links) as file:
+        # What may have taken the place of the file meanwhile is not written to. (On
+        # Windows a locked file cannot be written at all: there it names nobody.)
+        with (
+            contextlib.suppress(PermissionError),
+            open(path, "r+", opener=_without_links) as file,
+        ):
             _check_lock_file(path, os.fstat(file.fileno()))
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: nobody can hold it then
+        # While it is held nobody else can hold it; Windows does not remove it then.
+        with contextlib.suppress(PermissionError):
+            path.unlink(missing_ok=True)
         lock.release()
 
 
@@ -123,7 +132,8 @@ def _holder(path: Path) -> str:
 
 def to_disk(path: Path) -> None:
     """Flush a file to the disk: a rename must not survive a power cut without it."""
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes only what may be written.
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
         os.fsync(handle)
     finally:
@@ -131,11 +141,11 @@ def to_disk(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write a text file atomically; missing parents are created."""
-    path = Path(path)
+    """Write a UTF-8 file atomically; missing parents are created."""
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

@@ -1,4 +1,7 @@
-"""Progress of a run: bars on a terminal, a line now and then elsewhere."""
+"""Progress of a run: bars on a terminal, a line now and then elsewhere.
+
+In a notebook the line stays in its place and is drawn again, which needs no widgets.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.errors import LiveError
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +20,8 @@ from rich.progress import (
 )
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_UPDATES = 0.5
+_BAR_WIDTH = 30
 
 
 class Reporter:
@@ -23,6 +29,8 @@ class Reporter:
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
+        # rich counts notebooks as terminals, but shows nothing there without widgets.
+        self.has_bars = self.console.is_terminal and not self.console.is_jupyter
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
@@ -31,11 +39,14 @@ class Reporter:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not self.has_bars,
         )
 
     def __enter__(self) -> Reporter:
-        self._progress.start()
+        try:
+            self._progress.start()
+        except LiveError:  # within a display of the caller, where rich nests none
+            self.has_bars = False
         return self
 
     def __exit__(self, *details: Any) -> None:
@@ -60,6 +71,7 @@ class Task:
         self._done = 0
         self._bar = reporter._progress.add_task(name, total=total, detail="")
         self._started = self._line = time.monotonic()
+        self._cell: Any = None  # what a notebook shows
 
     def __enter__(self) -> Task:
         return self
@@ -82,10 +94,26 @@ class Task:
             self.detail(detail)
         self._reporter._progress.update(self._bar, completed=done)
         now = time.monotonic()
-        quiet = not self._reporter.console.is_terminal
-        if quiet and now - self._line > _SECONDS_BETWEEN_LINES:
+        if self._reporter.has_bars:
+            return
+        text = f"{self._name}: {done}/{self._total} after {now - self._started:.0f} s"
+        text += f", {detail}" if detail else ""
+        if self._reporter.console.is_jupyter:
+            if done >= self._total or now - self._line > _SECONDS_BETWEEN_UPDATES:
+                self._line = now
+                self._show_in_cell(text)
+        elif now - self._line > _SECONDS_BETWEEN_LINES:
             self._line = now
-            self._reporter.say(
-                f"{self._name}: {done}/{self._total} after {now - self._started:.0f} s"
-                + (f", {detail}" if detail else "")
-            )
+            self._reporter.say(text)
+
+    def _show_in_cell(self, text: str) -> None:
+        """A bar and a line in the output of a notebook's cell."""
+        from IPython.display import display
+
+        filled = round(_BAR_WIDTH * self._done / max(self._total, 1))
+        bar = "█" * filled + "░" * (_BAR_WIDTH - filled)
+        shown = {"text/plain": f"{bar} {text}"}
+        if self._cell is None:
+            self._cell = display(shown, raw=True, display_id=True)
+        else:
+            self._cell.update(shown, raw=True)

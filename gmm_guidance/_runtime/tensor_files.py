@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import atomic
 
 
@@ -29,7 +30,7 @@ def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -
         name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()
     }
     metadata = {"description": json.dumps(description, sort_keys=True)}
-    path = Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         write_tensors(arrays, temporary, metadata)
@@ -65,7 +66,7 @@ def load_description(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is truncated or none of ours.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}.")
     try:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import write_text
 from gmm_guidance.analysis.regression import Fit, best_subset, fit, gain
 from gmm_guidance.analysis.weak_pass_profile import Direction, WeakPassProfile
@@ -343,9 +344,9 @@ class Calibration:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged, or not a calibration of this version.
         """
-        path = Path(path)
+        path = as_path(path)
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(read_text(path))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path} is damaged or not a JSON file ({error})."
