@@ -202,7 +202,7 @@ def as_labels(
         highest = last if null_allowed or num_labels is None else last - 1
         bad = values[(values < 0) | (values > highest)]
         if bad.size:
-            null = f" (or {num_labels} for no condition)" if null_allowed else ""
+            null = f" or {num_labels} for no condition" if null_allowed else ""
             allowed = (
                 "at least 0" if num_labels is None else f"in 0..{num_labels - 1}{null}"
             )
