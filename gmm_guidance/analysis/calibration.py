@@ -13,6 +13,7 @@ import numpy as np
 
 from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import write_text
+from gmm_guidance._runtime.schema import read_text
 from gmm_guidance.analysis.regression import Fit, best_subset, fit, gain
 from gmm_guidance.analysis.weak_pass_profile import Direction, WeakPassProfile
 from gmm_guidance.guidance import S2Guidance
