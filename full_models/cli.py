@@ -11,6 +11,7 @@ import tyro
 
 from full_models.commands.calibrate import Calibrate
 from full_models.commands.compare import Compare
+from full_models.commands.embed_prompts import EmbedPrompts
 from full_models.commands.generate import Generate
 from full_models.commands.pack import Pack
 from full_models.commands.sample import Sample
@@ -27,6 +28,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "pack": Pack,
     "sweep": Sweep,
     "calibrate": Calibrate,
+    "embed-prompts": EmbedPrompts,
     "features": Features,
     "statistics": Statistics,
 }

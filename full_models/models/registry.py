@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from full_models.models import dit, wan
+from full_models.models import dit, flux, sd3, wan
 from full_models.models.family import Family
 
-FAMILIES: tuple[Family, ...] = (dit.FAMILY, wan.FAMILY)
+FAMILIES: tuple[Family, ...] = (dit.FAMILY, flux.FAMILY, sd3.FAMILY, wan.FAMILY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,6 +209,7 @@ def _inspect(path: Path, root: str | None, families: Sequence[Family]) -> _Found
     stored = {} if path.is_dir() else _read(path, root)
     if (ours := _described(path, stored, families)) is not None:
         return ours
+    _refuse_parts(stored)
     for family in families:
         for name, layout in family.layouts.items():
             if (selected := layout.select(stored)) is not None:
@@ -253,6 +255,10 @@ def _read(path: Path, root: str | None) -> Stored:
         )
     if path.suffix in (".safetensors", ".json"):
         return read_safetensors(path)
+    if path.suffix == ".gguf":
+        raise ValueError(
+            f"{path} is quantized (GGUF); take the file in bfloat16 or float16."
+        )
     raise ValueError(
         f"weights must be a folder or a file ending in .safetensors, .index.json, "
         f"{', '.join(_TORCH_SUFFIXES)}, got {path}; rename it."
@@ -314,6 +320,26 @@ def _restored(value: Any) -> Any:
     if isinstance(value, dict):
         return process_from_fields(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _refuse_parts(stored: Stored) -> None:
+    """Refuse what is no whole network in a type that can be computed with.
+
+    Raises:
+        ValueError: for a LoRA, a ControlNet or a quantized file.
+    """
+    for name, tensor in stored.items():
+        if re.search(r"lora_|\.lora|controlnet|control_", name, re.IGNORECASE):
+            raise ValueError(
+                f"{name} is of a LoRA or a ControlNet, not of a whole transformer; "
+                f"merge a LoRA into its model (fuse_lora of diffusers), or take the "
+                f"model itself."
+            )
+        if tensor.dtype.startswith("F8") or tensor.dtype in ("I8", "U8", "I4", "U4"):
+            raise ValueError(
+                f"{name} is quantized ({tensor.dtype}); take the file in bfloat16 or "
+                f"float16."
+            )
 
 
 # Which model it is.

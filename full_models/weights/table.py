@@ -142,6 +142,27 @@ def linear(ours: str, theirs: Names, inner: int, outer: int) -> dict[str, Entry]
     }
 
 
+def exchanged(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Parameters whose halves along the last axis are stored in the other order."""
+
+    def exchange(array: np.ndarray) -> np.ndarray:
+        return np.concatenate(np.split(array, 2, axis=-1)[::-1], axis=-1)
+
+    def source(one: Source) -> Source:
+        return dataclasses.replace(
+            one,
+            load=lambda array: exchange(one.load(array)),
+            store=lambda array: one.store(exchange(array)),
+        )
+
+    return {
+        name: dataclasses.replace(
+            entry, rows=tuple(tuple(map(source, row)) for row in entry.rows)
+        )
+        for name, entry in entries.items()
+    }
+
+
 def conv(ours: str, theirs: str, inner: int, outer: int, size: int) -> dict[str, Entry]:
     """Kernel ``[size, size, inner, outer]`` and bias of PyTorch's ``Conv2d``."""
 

@@ -15,6 +15,7 @@ from support.trees import assert_same_trees
 
 from full_models import KLConfig, KLDecoder, load_autoencoder
 from full_models.generation.images import to_uint8
+from full_models.models.autoencoder.weights import original_table
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "vae"
@@ -183,15 +184,44 @@ def test_wrong_tensors_are_listed(tmp_path):
     assert "decoder.conv_in.bias expected (16,), found (3,)" in text
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["first_stage_model.decoder.conv_in.bias", "decoder.mid.block_1.conv1.weight"],
-)
-def test_checkpoints_of_compvis_are_refused(tmp_path, name):
-    path = tmp_path / "model.safetensors"
-    safetensors.numpy.save_file({name: np.zeros(3, np.float32)}, path)
-    with pytest.raises(ValueError, match="layout of CompVis.*from_single_file"):
-        load_autoencoder(path)
+@pytest.mark.ci
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_original_names(tmp_path, prefix):
+    """As diffusers itself translates them."""
+    pytest.importorskip("torch", reason="the oracle extra is not installed")
+    utils = pytest.importorskip(
+        "diffusers.loaders.single_file_utils", reason="needs the oracle extra"
+    )
+    config = KLConfig(
+        latent_channels=16,
+        block_out_channels=(8, 16, 24),
+        layers_per_block=1,
+        norm_num_groups=4,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in original_table(config, {}).shapes().items()
+    }
+    file = tmp_path / "ae.safetensors"
+    more = {"encoder.conv_in.bias": np.zeros(8, np.float32)}
+    bundle = {f"{prefix}{name}": array for name, array in (tensors | more).items()}
+    if prefix:
+        bundle["model.diffusion_model.x_embedder.bias"] = np.zeros(3, np.float32)
+    safetensors.numpy.save_file(bundle, file)
+    theirs = utils.convert_ldm_vae_checkpoint(
+        dict(tensors), {"down_block_types": 3 * [""], "up_block_types": 3 * [""]}
+    )
+    other = tmp_path / "diffusers.safetensors"
+    theirs = {name: np.ascontiguousarray(array) for name, array in theirs.items()}
+    safetensors.numpy.save_file(theirs, other)
+    found = load_autoencoder(file, config=config)
+    assert_same_trees(found, load_autoencoder(other, config=config))
+    with pytest.raises(ValueError, match="'SD3-VAE' or 'Flux.1-VAE'"):
+        load_autoencoder(file)
 
 
 @pytest.mark.parametrize(

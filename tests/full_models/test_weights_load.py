@@ -18,7 +18,7 @@ from support.trees import assert_same_trees
 
 import full_models
 from full_models import DiTConfig, export_weights, load_weights
-from full_models.models.dit.config import SIT
+from full_models.models.dit.config import NAMES, SIT
 from full_models.models.dit.weights import diffusers_table, official_table
 from full_models.weights import load
 from full_models.weights.load import DIFFUSERS_FILE, open_checkpoint
@@ -172,7 +172,7 @@ def config_of(monkeypatch, tmp_path):
     return find
 
 
-@pytest.mark.parametrize("name", full_models.model_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_names_of_published_models(name, config_of):
     shape = DiTConfig.named(name)
     assert config_of(shape, name) == shape

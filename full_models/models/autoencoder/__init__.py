@@ -10,7 +10,7 @@ from full_models.models.autoencoder.config import KLConfig
 from full_models.models.autoencoder.kl import KLDecoder
 from full_models.models.autoencoder.wan import LAYOUTS as WAN_LAYOUTS
 from full_models.models.autoencoder.wan import WanDecoder, WanVAEConfig
-from full_models.models.autoencoder.weights import LAYOUTS
+from full_models.models.autoencoder.weights import LAYOUTS, PUBLISHED
 from full_models.models.family import DType, Family
 from full_models.weights.load import open_checkpoint
 
@@ -37,6 +37,7 @@ AUTOENCODERS = (
         config=KLConfig,
         build=lambda config: KLDecoder(config, rngs=nnx.Rngs(0)),
         layouts=LAYOUTS,
+        published=PUBLISHED,
         subfolder="vae",
     ),
 )
@@ -45,7 +46,7 @@ AUTOENCODERS = (
 def load_autoencoder(
     path: str | os.PathLike,
     *,
-    config: KLConfig | WanVAEConfig | None = None,
+    config: str | KLConfig | WanVAEConfig | None = None,
     compute_dtype: DType = "float32",
 ) -> KLDecoder | WanDecoder:
     """Load the decoder of an autoencoder, of images or of videos.
@@ -55,8 +56,12 @@ def load_autoencoder(
     Args:
         path: its folder, the folder of a pipeline with a subfolder ``vae``, or a file
             of weights with ``config.json`` next to it (without one, the shape is that
-            of Stable Diffusion 1 and 2, or of Wan 2.1); or ``Wan2.1_VAE.pth``.
-        config: its shape, where the file alone does not tell.
+            of Stable Diffusion 1 and 2, or of Wan 2.1); or an original file, alone
+            (``Wan2.1_VAE.pth``, ``ae.safetensors`` of Flux.1) or with the transformer
+            (``sd3_medium.safetensors``).
+        config: its shape, where the file alone does not tell; or ``"SD-VAE"``,
+            ``"SD3-VAE"`` or ``"Flux.1-VAE"``, of which original files of 16 channels
+            need one: they do not say how latents are scaled.
         compute_dtype: type of products; everything else is float32.
 
     Returns:

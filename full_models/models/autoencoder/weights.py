@@ -1,4 +1,4 @@
-"""Weights of ``KLDecoder`` in the layout of diffusers' ``AutoencoderKL``.
+"""Weights of ``KLDecoder`` in the layouts of diffusers and of the original files.
 
 Tensors of the encoder are not read.
 """
@@ -6,6 +6,7 @@ Tensors of the encoder are not read.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from full_models.models.autoencoder.config import KLConfig
@@ -104,23 +105,106 @@ def _infer(stored: Stored, fields: dict[str, Any] | None) -> Inferred:
     return Inferred(found)
 
 
-def _refuse_compvis(stored: Stored, fields: dict[str, Any] | None) -> Inferred:
-    raise ValueError(
-        "the autoencoder has the layout of CompVis, which is not supported; read it by "
-        "AutoencoderKL.from_single_file of diffusers and write it by save_pretrained, "
-        "or take the folder vae of a diffusers pipeline."
+# Names of diffusers and of the original code, in the order of replacement.
+_ORIGINAL = (
+    ("decoder.mid_block.resnets.0.", "decoder.mid.block_1."),
+    ("decoder.mid_block.resnets.1.", "decoder.mid.block_2."),
+    (f"{_ATTENTION}group_norm.", "decoder.mid.attn_1.norm."),
+    (f"{_ATTENTION}to_out.0.", "decoder.mid.attn_1.proj_out."),
+    (f"{_ATTENTION}to_", "decoder.mid.attn_1."),
+    ("decoder.conv_norm_out.", "decoder.norm_out."),
+    (".upsamplers.0.", ".upsample."),
+    (".resnets.", ".block."),
+    (".conv_shortcut.", ".nin_shortcut."),
+)
+
+
+def original_table(config: KLConfig, stored: Stored) -> Table:
+    """The names of CompVis, which the files of Stability AI and Flux have."""
+    last = len(config.block_out_channels) - 1
+
+    def renamed(source: Source) -> Source:
+        name = source.name
+        for i in range(last + 1):  # counted from the other end
+            name = name.replace(f"up_blocks.{i}.", f"up.{last - i}.")
+        for theirs, original in _ORIGINAL:
+            name = name.replace(theirs, original)
+        if not re.fullmatch(r"decoder\.mid\.attn_1\.(q|k|v|proj_out)\.weight", name):
+            return dataclasses.replace(source, name=name)
+        shape = (*source.shape, 1, 1)  # 1x1 convolutions
+        return Source(
+            name,
+            shape,
+            lambda array: source.load(array.reshape(source.shape)),
+            lambda array: source.store(array).reshape(shape),
+        )
+
+    entries = diffusers_table(config, {}).entries
+    return Table(
+        {
+            name: dataclasses.replace(
+                entry, rows=tuple(tuple(map(renamed, row)) for row in entry.rows)
+            )
+            for name, entry in entries.items()
+        }
     )
 
 
+def _infer_original(stored: Stored, fields: dict[str, Any] | None) -> Inferred:
+    """The shape that tensors tell; the scale of four channels is Stable Diffusion's."""
+    found = [re.match(r"decoder\.up\.(\d+)\.block\.(\d+)\.", name) for name in stored]
+    places = {(int(m[1]), int(m[2])) for m in found if m}
+    levels = {level for level, _ in places}
+    try:
+        widths = tuple(
+            stored[f"decoder.up.{level}.block.0.conv1.weight"].shape[0]
+            for level in range(len(levels))
+        )
+        said = {
+            "latent_channels": stored["decoder.conv_in.weight"].shape[1],
+            "out_channels": stored["decoder.conv_out.weight"].shape[0],
+            "block_out_channels": widths,
+            "layers_per_block": max(layer for _, layer in places),
+            "use_post_quant_conv": "post_quant_conv.weight" in stored,
+            "mid_block_add_attention": "decoder.mid.attn_1.q.weight" in stored,
+        }
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"the decoder is incomplete: {error} is missing; fetch the file again."
+        ) from error
+    defaults: dict[str, Any] = {"norm_num_groups": KLConfig.norm_num_groups}
+    if said["latent_channels"] == KLConfig.latent_channels:
+        defaults |= PUBLISHED["SD-VAE"]
+    return Inferred(said, defaults)
+
+
+# Files of sixteen channels do not say how their latents are scaled.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "SD-VAE": dict(latent_channels=4, scaling_factor=0.18215, shift_factor=None),
+    "SD3-VAE": dict(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609),
+    "Flux.1-VAE": dict(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+}
+_ENCODER = ("encoder.", "quant_conv.")
 LAYOUTS = {
     "diffusers": Layout(
-        r"^decoder\.(mid_block|up_blocks|conv_in)\b",
+        r"^decoder\.(mid_block|up_blocks)\b",
         diffusers_table,
         _infer,
         has_config=True,
-        ignored=("encoder.", "quant_conv."),
+        ignored=_ENCODER,
     ),
-    "compvis": Layout(
-        r"^first_stage_model\.|^decoder\.(mid|up)\.", diffusers_table, _refuse_compvis
+    "original": Layout(
+        r"^decoder\.(mid|up)\.",
+        original_table,
+        _infer_original,
+        ignored=(
+            *_ENCODER,
+            *(f"first_stage_model.{name}" for name in _ENCODER),
+            "model.",
+            "text_encoders.",
+            "cond_stage_model.",
+            "model_ema.",
+        ),
+        prefixes=("first_stage_model.",),
     ),
 }

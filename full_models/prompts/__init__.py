@@ -1,0 +1,1 @@
+"""Prompts: embeddings in safetensors files, and the encoders that make them."""

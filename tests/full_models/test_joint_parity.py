@@ -1,0 +1,113 @@
+"""SD3, SD3.5 and Flux against diffusers: outputs and dropped blocks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import torch_joint
+
+from full_models import Prompts
+
+# The golden files test the same in the everyday command.
+pytestmark = pytest.mark.ci
+# A looser bound misses the epsilon of the RMS norms.
+TOLERANCE = 1e-6
+TIMES = np.array([0.02, 0.0355], np.float32)
+GUIDANCE = 0.05
+
+
+@pytest.fixture(scope="module", params=torch_joint.CONFIGS)
+def pair(request, tmp_path_factory):
+    """A model of diffusers and ours, of the folder it wrote."""
+    pytest.importorskip("torch", reason="needs the oracle extra: torch")
+    pytest.importorskip("diffusers", reason="needs the oracle extra: diffusers")
+    model = torch_joint.make(request.param)
+    folder = tmp_path_factory.mktemp("diffusers")
+    model.save_pretrained(folder)
+    return model, opened(folder, request.param)
+
+
+def opened(folder, name):
+    from full_models.weights.load import open_checkpoint
+
+    checkpoint = open_checkpoint(folder, model_of(folder, name))
+    size = (torch_joint.HEIGHT, torch_joint.WIDTH)
+    config = dataclasses.replace(checkpoint.config, input_size=size)
+    if hasattr(config, "guidance"):
+        config = dataclasses.replace(config, guidance=GUIDANCE)
+    return dataclasses.replace(checkpoint, config=config).load()
+
+
+def model_of(folder, name):
+    """Tensors of schnell do not tell its noise levels."""
+    if name != "schnell":
+        return None
+    from full_models import FluxConfig
+
+    return FluxConfig(
+        in_channels=4,
+        width=32,
+        num_double=2,
+        num_single=3,
+        num_heads=2,
+        axes=(4, 6, 6),
+        text_width=12,
+        pooled_width=10,
+        variant="schnell",
+    )
+
+
+def relative_error(found, wanted):
+    return np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max()
+
+
+def dropped_sets(stack):
+    last = stack.num_blocks - 1
+    return [(), (0,), (1,), (last,), (0, last), (1, last)]
+
+
+def test_outputs_and_dropped_blocks(pair):
+    model, stack = pair
+    given = torch_joint.inputs(model)
+    context, pooled = given["context"], given["pooled"]
+    stack = stack.with_prompts(Prompts(context[:2], context[2], pooled[:2], pooled[2]))
+    assert type(stack).__name__ == "PromptStack" and stack.num_labels == 2
+    x = jnp.asarray(given["x"].transpose(0, 2, 3, 1))
+    backbone = stack.backbone
+    guidance = GUIDANCE if "guidance_embeds" in model.config else None
+    if guidance and not model.config.guidance_embeds:
+        guidance = None
+
+    @jax.jit
+    def run(backbone, x, label, drop):
+        hidden, context = backbone.embed(x, jnp.asarray(TIMES), label)
+        start = 0
+        for segment, size in enumerate(backbone.segments):
+
+            def step(i, hidden, segment=segment, start=start):
+                new = backbone.segment_block(segment, i, hidden, context)
+                gone = drop[i + start]
+                return jax.tree.map(lambda a, b: jnp.where(gone, a, b), hidden, new)
+
+            hidden = jax.lax.fori_loop(0, size, step, hidden)
+            start += size
+        return backbone.readout(hidden, context)
+
+    with jax.default_matmul_precision("highest"):
+        full = None
+        for skip in dropped_sets(stack):
+            wanted = torch_joint.velocity(
+                model, given["x"], TIMES, context[:2], pooled[:2], guidance, skip
+            )
+            drop = np.isin(np.arange(stack.num_blocks), skip)
+            found = run(backbone, x, jnp.arange(2), drop).transpose(0, 3, 1, 2)
+            assert relative_error(found, wanted) < TOLERANCE, skip
+            full = wanted if full is None else full
+            assert not skip or relative_error(wanted, full) > 1e-3
+        two = np.repeat(context[2:], 2, 0), np.repeat(pooled[2:], 2, 0)
+        wanted = torch_joint.velocity(model, given["x"], TIMES, *two, guidance)
+        drop = np.zeros(stack.num_blocks, bool)
+        found = run(backbone, x, None, drop).transpose(0, 3, 1, 2)
+        assert relative_error(found, wanted) < TOLERANCE
