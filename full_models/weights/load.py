@@ -209,13 +209,14 @@ def _inspect(path: Path, root: str | None, families: Sequence[Family]) -> _Found
     stored = {} if path.is_dir() else _read(path, root)
     if (ours := _described(path, stored, families)) is not None:
         return ours
-    _refuse_parts(stored)
     for family in families:
         for name, layout in family.layouts.items():
             if (selected := layout.select(stored)) is not None:
+                _refuse_parts(selected)
                 family.refuse(path)
                 said = _infer(layout, selected, path.parent / "config.json")
                 return _Found(path, family, name, selected, said)
+    _refuse_parts(stored)
     raise ValueError(
         f"{path} holds no known model: the names of its tensors must be those of a "
         f"published checkpoint or of diffusers ({', '.join(f.name for f in families)}) "

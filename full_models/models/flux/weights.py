@@ -326,7 +326,7 @@ LAYOUTS = {
         to_config=config_to_diffusers,
     ),
     "original": Layout(
-        r"^single_blocks\.",
+        r"^single_blocks\.\d+\.linear1\.",
         lambda config, stored: table_of("original", config),
         lambda stored, fields: _infer("original", stored, fields),
         ignored=BUNDLED,
