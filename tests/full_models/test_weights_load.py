@@ -201,7 +201,7 @@ def test_contradictions_name_the_fields(config_of):
         config_of(shape, DiTConfig.named("DiT-XL/2", input_size=64))
     with pytest.raises(ValueError, match="Did you mean 'DiT-XL/2'"):
         config_of(shape, "DiT-XL-2")
-    with pytest.raises(TypeError, match=r"a config \(DiTConfig\) or None, got dict"):
+    with pytest.raises(TypeError, match=r"a config \(DiTConfig, .*\) or None, got dict"):
         config_of(shape, {"depth": 28})
     uneven = dataclasses.replace(TINY, mlp_ratio=2.7)  # 43 over 16 in the file
     assert config_of(uneven, uneven) == uneven
@@ -384,7 +384,7 @@ def test_requests_that_cannot_be_met(tmp_path):
             export_weights(MODEL, tmp_path / "a.pt", layout)
     with pytest.raises(ValueError, match="layout must be one of diffusers, official"):
         export_weights(MODEL, tmp_path / "a", "numpy")
-    with pytest.raises(TypeError, match="one of load_weights .DiT., got Wrapped"):
+    with pytest.raises(TypeError, match="one of load_weights .DiT, .*, got Wrapped"):
         export_weights(Wrapped(), tmp_path / "a")
     odd = random_dit(dataclasses.replace(TINY, mlp_ratio=3))
     with pytest.raises(ValueError, match="mlp_ratio must be 4 in diffusers"):
