@@ -201,7 +201,9 @@ def test_contradictions_name_the_fields(config_of):
         config_of(shape, DiTConfig.named("DiT-XL/2", input_size=64))
     with pytest.raises(ValueError, match="Did you mean 'DiT-XL/2'"):
         config_of(shape, "DiT-XL-2")
-    with pytest.raises(TypeError, match=r"a config \(DiTConfig, .*\) or None, got dict"):
+    with pytest.raises(
+        TypeError, match=r"a config \(DiTConfig, .*\) or None, got dict"
+    ):
         config_of(shape, {"depth": 28})
     uneven = dataclasses.replace(TINY, mlp_ratio=2.7)  # 43 over 16 in the file
     assert config_of(uneven, uneven) == uneven
