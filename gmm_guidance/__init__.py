@@ -34,8 +34,10 @@ from gmm_guidance.diffusion.schedule import (
 )
 from gmm_guidance.exact import quantile_map
 from gmm_guidance.guidance import (
+    ADG,
     APG,
     CFG,
+    FDG,
     MAMBOG,
     PAG,
     SEG,
@@ -48,11 +50,17 @@ from gmm_guidance.guidance import (
     CFGZeroStar,
     GuidanceRule,
     GuidedChannels,
+    MatrixCFG,
+    Momentum,
+    NegativeBase,
+    NegativeCFG,
+    NormMatchedCFG,
     Rescaled,
     RuleWrapper,
     S2Guidance,
     SigmaCurve,
     SkipLayer,
+    Thresholded,
     Unguided,
     UpdateRule,
     WeakUnconditional,
@@ -98,6 +106,14 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "ADG",
+    "FDG",
+    "MatrixCFG",
+    "Momentum",
+    "NegativeBase",
+    "NegativeCFG",
+    "NormMatchedCFG",
+    "Thresholded",
     "APG",
     "Ancestral",
     "AutoGuidance",

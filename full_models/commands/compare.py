@@ -1,8 +1,9 @@
-"""``full-models compare``: the same seeds without guidance, under CFG and under S²."""
+"""``full-models compare``: the same seeds under several guidance rules."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,30 +26,39 @@ _INCHES = 1.1  # of one image
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Draw the same seeds without guidance, under CFG and under S², side by side."""
+    """Draw the same seeds under several rules, side by side."""
 
     model: ModelOptions
     out: Path
     """Output directory; absent or empty."""
     draw: DrawOptions = DrawOptions(num=6)
     guidance: GuidanceOptions = GuidanceOptions()
+    rules: str = "unguided,cfg,s2"
+    """Names of the rules, with their defaults: cfg and s2 of the guidance options, pag,
+    seg, slg, stg, tpg, apg, adg and more. Blocks are the middle one."""
 
     def run(self, reporter: Reporter) -> list[Path]:
         """Draw all rules; returns the files. Raises as ``sample``."""
         run = Run.of(self.model, self.draw, self.guidance)
         cfg = dataclasses.replace(run.guidance, s2_scale=0.0)
-        with RunFolder(self.out, {"command": "compare", **run.describe()}) as folder:
+        described = {"command": "compare", "rules": self.rules, **run.describe()}
+        with RunFolder(self.out, described) as folder:
             loaded = run.load()
             labels = loaded.labels()
             without_s2 = dataclasses.replace(
                 loaded, run=dataclasses.replace(run, guidance=cfg)
             )
             reporter.say(run.pipeline.title)
-            rules = {
-                ("unguided", "no guidance"): gg.Unguided(),
-                ("cfg", f"CFG {cfg.cfg_scale:g}"): without_s2.rule(),
-                ("s2", f"S² {run.guidance.s2_scale:g}"): loaded.rule(),
+            known = {
+                "unguided": ("no guidance", gg.Unguided),
+                "cfg": (f"CFG {cfg.cfg_scale:g}", without_s2.rule),
+                "s2": (f"S² {run.guidance.s2_scale:g}", loaded.rule),
             }
+            rules = {}
+            for name in self.rules.split(","):
+                named = functools.partial(loaded.named_rule, (name,))
+                title, make = known.get(name, (name.upper(), named))
+                rules[name, title] = make()
             arrays, images, passes, numbers = {"labels": labels}, {}, {}, {}
             for (key, title), rule in rules.items():
                 drawn = draw(title, loaded, rule, reporter)

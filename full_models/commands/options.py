@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from full_models.models.family import Pipeline
 from full_models.weights.load import Checkpoint, open_checkpoint
 from gmm_guidance._runtime.checks import key_of_seed
 from gmm_guidance._runtime.files import sha256
+from gmm_guidance.guidance import parse_rule
 
 SolverName = Literal["euler", "heun", "dpmpp_2m", "unipc", "ancestral"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -110,6 +112,9 @@ class GuidanceOptions:
     guided_channels: int | None = None
     """Number of channels that are guided, from the first; 3 reproduces the published
     samples of class-conditional transformers. All by default."""
+    rule: tuple[str, ...] = ()
+    """Another rule by name and its options, such as pag blocks=13 pag_scale=3; S² by
+    default. Its scale is the CFG scale and its block the middle one, if not given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +229,8 @@ class LoadedRun:
     def rule(self) -> gg.GuidanceRule:
         """The guidance rule of the options, checked against the depth of the model."""
         options: Any = self.run.guidance
+        if options.rule:
+            return self.named_rule(options.rule)
         if options.s2_scale == 0:
             return self._on_channels(gg.CFG(options.cfg_scale))
         rule = gg.S2Guidance(
@@ -235,6 +242,23 @@ class LoadedRun:
         )
         # The whole stack is known here: too many blocks are an error at once.
         gg.drop.FixedCount(options.num_dropped, (0,)).check(self.model.num_blocks)
+        return self._on_channels(rule)
+
+    def named_rule(self, words: Sequence[str]) -> gg.GuidanceRule:
+        """The rule of a name and options, checked against the model.
+
+        Raises:
+            ValueError: for an unknown name or option, or blocks or a perturbation that
+                the model does not have.
+        """
+        middle = self.model.num_blocks // 2
+        defaults = {
+            "scale": self.run.guidance.cfg_scale,
+            "blocks": (middle,),
+            "distribution": (middle,),
+        }
+        rule = parse_rule(words, defaults)
+        self.passes(rule)  # raises before anything is drawn
         return self._on_channels(rule)
 
     def _on_channels(self, rule: gg.GuidanceRule) -> gg.GuidanceRule:

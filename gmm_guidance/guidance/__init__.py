@@ -2,6 +2,17 @@
 
 from gmm_guidance.guidance.calibrated import CalibratedGuidance
 from gmm_guidance.guidance.cfg import CFG, CFGPlusPlus
+from gmm_guidance.guidance.recombine import (
+    ADG,
+    FDG,
+    MatrixCFG,
+    Momentum,
+    NegativeBase,
+    NegativeCFG,
+    NormMatchedCFG,
+    Thresholded,
+)
+from gmm_guidance.guidance.registry import RULES, parse_rule
 from gmm_guidance.guidance.rule import (
     GuidanceRule,
     RuleWrapper,
@@ -26,6 +37,16 @@ from gmm_guidance.guidance.weak import (
 from gmm_guidance.guidance.wrappers import GuidedChannels, Rescaled, Windowed
 
 __all__ = [
+    "ADG",
+    "FDG",
+    "MatrixCFG",
+    "Momentum",
+    "NegativeBase",
+    "NegativeCFG",
+    "NormMatchedCFG",
+    "Thresholded",
+    "RULES",
+    "parse_rule",
     "APG",
     "CFG",
     "MAMBOG",

@@ -422,7 +422,7 @@ class WeakUnconditional(UpdateRule):
 
     Args:
         scale: total scale; 1 = off.
-        distribution: of the perturbed blocks, ``drop.FixedBlocks((8, 9))`` or
+        distribution: the perturbed blocks, ``(8, 9)``; or their distribution,
             ``drop.FixedCount(1)``.
         window: where the unconditional pass is weak, as in ``S2Guidance``; CFG outside.
         kind: kind of the perturbation, see ``Perturbation``.
@@ -437,7 +437,7 @@ class WeakUnconditional(UpdateRule):
     """
 
     scale: Scale
-    distribution: DropDistribution = static_field()
+    distribution: DropDistribution | tuple[int, ...] = static_field()
     window: Window | tuple[float, float] | None = static_field(default=None)
     kind: str = static_field(default="drop")
     amount: ArrayLike | None = None
@@ -445,6 +445,8 @@ class WeakUnconditional(UpdateRule):
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.distribution, tuple):
+            FixedBlocks(self.distribution)
         check_amount(self.kind, self.amount)
         as_window(self.window)
         _check_choice("redraw", self.redraw, ("step", "evaluation", "run"))
@@ -462,7 +464,9 @@ class WeakUnconditional(UpdateRule):
 
     @override
     def draw(self, random: RandomDraws) -> Any:
-        masks = random.dropped_blocks(self.distribution, 1, self.redraw)
+        blocks = self.distribution
+        distribution = FixedBlocks(blocks) if isinstance(blocks, tuple) else blocks
+        masks = random.dropped_blocks(distribution, 1, self.redraw)
         return with_keys(masks, self.kind, random, self.redraw)[0]
 
     @override

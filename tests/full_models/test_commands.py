@@ -164,21 +164,36 @@ def test_full_disk_leaves_nothing(capsys, weights, tmp_path, monkeypatch):
 
 
 @pytest.mark.ci
-def test_compare_draws_three_rules_of_the_same_seeds(capsys, weights, tmp_path):
+def test_compare_draws_the_same_seeds_under_each_rule(capsys, weights, tmp_path):
     out = tmp_path / "out"
     options = ("--labels", "1,2", "--num", "2", "--steps", "4")
+    options += ("--rules", "unguided,cfg,s2,pag")
     status, text, _ = run_cli(
         capsys, "compare", "--weights", weights, "--out", out, *options
     )
     assert status == 0 and "no guidance" in text
     with np.load(out / "samples.npz") as file:
         found = dict(file)
-    names = {"unguided", "cfg", "s2"}
+    names = {"unguided", "cfg", "s2", "pag"}
     assert set(found) == {"labels", *names, *(f"{n}_images" for n in names)}
     assert (found["cfg"] != found["s2"]).any()
     assert np.asarray(Image.open(out / "compare.png")).shape[1] > 300
     rules = json.loads((out / "run.json").read_text())["rules"]
     assert [r["passes_per_image"] for r in rules.values()][:2] == [4, 8]
+    assert (found["cfg"] != found["pag"]).any()
+
+
+def test_an_unknown_rule_or_block_is_refused_at_once(capsys, weights, tmp_path):
+    for words, message in {
+        ("pga",): "unknown rule 'pga'",
+        ("pag", "blocks=4"): "0..3 for a model of 4 blocks",
+    }.items():
+        status, _, error = run_cli(
+            capsys,
+            *("sample", "--weights", weights, "--out", tmp_path / "out", *SAMPLE),
+            *("--rule", *words),
+        )
+        assert status == 2 and message in error
 
 
 @pytest.mark.ci
