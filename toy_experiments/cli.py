@@ -215,7 +215,7 @@ def keep_compiled_programs(reporter: Reporter) -> None:
 
     Where the user has chosen a folder (``JAX_COMPILATION_CACHE_DIR``), it stays.
     """
-    if jax.config.read("jax_compilation_cache_dir"):
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     folder = platformdirs.user_cache_path("gmm-guidance", appauthor=False) / "compiled"
     try:
