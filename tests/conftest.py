@@ -9,7 +9,9 @@ environment is kept.
 import os
 import signal
 
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # before jax is imported
+from support.compilation import compile_quickly
+
+compile_quickly()  # before jax is imported
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

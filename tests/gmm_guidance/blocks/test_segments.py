@@ -1,11 +1,14 @@
 """Stacks of unlike blocks: segments numbered through, shared like any other stack."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles.ledger import Ledger, history, kept, rows_by_block
 from oracles.odd_network import OddNetwork
+from support.compilation import AS_USERS
 
 from gmm_guidance import CustomSchedule, Pass, ProcessStack, S2Guidance, guided_sample
 from gmm_guidance.blocks.evaluate import evaluate_passes
@@ -20,14 +23,14 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 2)), jnp.float32)
 LABEL = jnp.array([0, 2, 1, 1, 0])
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=AS_USERS)
 def shared(stack, drops):
     """Rows: unconditional, conditional, then a weak one for each set of blocks."""
     passes = (Pass(None), Pass(LABEL), *(Pass(LABEL, drop) for drop in drops))
     return evaluate_passes(stack, X, SIGMA, passes)
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=AS_USERS)
 def run(stack, label):
     return stack(X, SIGMA, label)
 

@@ -126,7 +126,9 @@ def test_equal_parts_are_a_plain_value():
 @pytest.mark.parametrize("solver", ["heun", "edm_stochastic", Heun(), EDMStochastic()])
 @pytest.mark.parametrize("levels", [LEVELS, (2.0,)])
 def test_solvers_of_two_stages_refuse_it(solver, levels):
-    with pytest.raises(TypeError, match='Heun and EDMStochastic .* "euler" or "dpmpp'):
+    with pytest.raises(
+        TypeError, match='Heun, EDMStochastic and UniPC .* "euler" or "dpmpp'
+    ):
         draw(CFGPlusPlus(0.6), solver, levels)
 
 

@@ -1,6 +1,7 @@
 """Networks of several kinds: predictions, blocks, stochastic depth, finite data."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from oracles.block_networks import abstract
 
 import gmm_guidance as gg
+from gmm_guidance.diffusion.parameterization import ScaledPrediction
 from gmm_guidance.training.train import _Data, _Denoising
 
 MIXTURE = gg.GaussianMixture(
@@ -24,16 +27,42 @@ X = 2.0 * jax.random.normal(jax.random.key(5), (6, 2))
 LABEL = jnp.array([0, 1, 2, 0, 1, 2], jnp.int32)
 
 
+@functools.cache
 def random_stack(**options):
     """A network with every parameter random, gates and output layers included."""
     config = dataclasses.replace(TINY, **options).network(MIXTURE)
-    network = gg.BlockMLP(config, rngs=nnx.Rngs(0))
-    leaves, tree = jax.tree.flatten(network)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [
-        0.4 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, drawn).as_stack()
+    rng = np.random.default_rng(1)
+
+    def draw(leaf):
+        return jnp.asarray(0.4 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(draw, abstract(config))
+
+
+# Compiled at once: layer by layer the same takes several times as long.
+SIGMA = jnp.float32(0.8)
+
+
+@jax.jit
+def outputs(stack, x, sigma):
+    """The network's own output, and the denoiser's."""
+    return stack.predict(x, sigma, LABEL), stack(x, sigma, LABEL)
+
+
+@jax.jit
+def embed(stack):
+    return stack.embed(X, SIGMA, LABEL)
+
+
+@jax.jit
+def block(stack, index, hidden, context):
+    return stack.block(index, hidden, context)
+
+
+@jax.jit
+def full_and_weak(stack, sigma, drop):
+    passes = gg.Pass(LABEL), gg.Pass(LABEL, drop=drop)
+    return gg.evaluate_passes(stack, X, sigma, passes)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -41,7 +70,8 @@ def test_the_output_is_the_textbook_prediction(prediction):
     """D from F by the published formulas, at one point in float64."""
     stack = random_stack(prediction=prediction)
     sigma = np.float64(0.7)
-    output = np.asarray(stack.predict(X, jnp.float32(sigma), LABEL), np.float64)
+    output, got = outputs(stack, X, jnp.float32(sigma))
+    output = np.asarray(output, np.float64)
     x = np.asarray(X, np.float64)
     mean = np.asarray(MIXTURE.mean(), np.float64)
     scale = float(MIXTURE.scale)
@@ -56,8 +86,27 @@ def test_the_output_is_the_textbook_prediction(prediction):
         "x0": lambda: output,
     }[prediction]()
     expected = mean + scale * unit
-    got = stack(X, jnp.float32(sigma), LABEL)
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_raw_output_at_the_optimum(prediction):
+    """Data N(mean, scale^2): the expected target given x makes the exact denoiser."""
+    mean, scale = 0.6, 1.7
+    x = np.linspace(-4.0, 6.0, 9)
+    for sigma in (0.05, 1.7, 30.0):
+        z, s = (x - mean) / scale, sigma / scale
+        clean, noise = z / (1 + s**2), z * s / (1 + s**2)  # E[x0 | z], E[noise | z]
+        best = {
+            "edm": 0.0 * z,  # nothing is left beside the skip connection
+            "epsilon": noise,
+            "velocity": noise - clean,
+            "x0": clean,
+        }[prediction]
+        skip, out = ScaledPrediction(prediction, scale).coefficients(np.float32(sigma))
+        found = mean + float(skip) * (x - mean) + float(out) * best
+        exact = mean + scale**2 / (scale**2 + sigma**2) * (x - mean)
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -100,58 +149,51 @@ def test_a_plain_block_has_no_norm_and_no_condition():
     stack = random_stack(block="plain")
     names = {type(m).__name__ for _, m in nnx.iter_modules(stack.backbone.blocks)}
     assert "LayerNorm" not in names
-    hidden, context = stack.embed(X, jnp.float32(0.5), LABEL)
+    hidden, context = embed(stack)
     np.testing.assert_array_equal(
-        stack.block(1, hidden, context), stack.block(1, hidden, 0.0 * context)
+        block(stack, 1, hidden, context), block(stack, 1, hidden, 0.0 * context)
     )
     pre = random_stack(block="prenorm")
-    hidden, context = pre.embed(X, jnp.float32(0.5), LABEL)
-    assert (
-        jnp.abs(pre.block(1, hidden, context) - pre.block(1, hidden, 0 * context)).max()
-        > 0.01
-    )
+    hidden, context = embed(pre)
+    output = block(pre, 1, hidden, context)
+    assert jnp.abs(output - block(pre, 1, hidden, 0 * context)).max() > 0.01
     # The residual part of a pre-norm block does not see the scale of the state.
-    added = pre.block(1, hidden, context) - hidden
-    np.testing.assert_allclose(
-        pre.block(1, 3.0 * hidden, context) - 3.0 * hidden, added, rtol=0.02, atol=0.02
-    )
+    again = block(pre, 1, 3.0 * hidden, context) - 3.0 * hidden
+    np.testing.assert_allclose(again, output - hidden, rtol=0.02, atol=0.02)
 
 
 def test_a_new_gated_network_is_the_identity_in_its_blocks():
     config = dataclasses.replace(TINY, block="adaln_zero").network(MIXTURE)
-    stack = gg.BlockMLP(config, rngs=nnx.Rngs(0)).as_stack()
-    hidden, context = stack.embed(X, jnp.float32(0.5), LABEL)
-    np.testing.assert_array_equal(stack.block(2, hidden, context), hidden)
-    np.testing.assert_array_equal(stack.predict(X, jnp.float32(0.5), LABEL), 0.0 * X)
+    stack = jax.jit(lambda: gg.BlockMLP(config, rngs=nnx.Rngs(0)).as_stack())()
+    hidden, context = embed(stack)
+    np.testing.assert_array_equal(block(stack, 2, hidden, context), hidden)
+    np.testing.assert_array_equal(outputs(stack, X, SIGMA)[0], 0.0 * X)
 
 
 def test_attention_mixes_coordinates_and_they_are_told_apart():
     stack = random_stack(block="attention")
-    hidden, context = stack.embed(X, jnp.float32(0.5), LABEL)
+    hidden, context = embed(stack)
     assert hidden.shape == (6, 2, 8)
     changed = hidden.at[:, 1, 0].add(1.0)
-    moved = stack.block(0, changed, context) - stack.block(0, hidden, context)
+    moved = block(stack, 0, changed, context) - block(stack, 0, hidden, context)
     assert jnp.abs(moved[:, 0]).max() > 1e-3
-    swapped = stack(X[:, ::-1], jnp.float32(0.5), LABEL)[:, ::-1]
-    assert jnp.abs(swapped - stack(X, jnp.float32(0.5), LABEL)).max() > 0.01
+    swapped = outputs(stack, X[:, ::-1], SIGMA)[1][:, ::-1]
+    assert jnp.abs(swapped - outputs(stack, X, SIGMA)[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_each_kind_is_a_block_stack_with_a_shared_prefix(block):
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_each_kind_is_a_block_stack_with_a_shared_prefix(kind):
     """Dropped by the evaluator: the network whose block was replaced by nothing."""
-    stack = random_stack(block=block, prediction="epsilon")
-    drop = jnp.array([1], jnp.int32)
-    full, weak = gg.evaluate_passes(
-        stack, X, jnp.float32(0.8), (gg.Pass(LABEL), gg.Pass(LABEL, drop=drop))
-    )
-    hidden, context = stack.embed(X, jnp.float32(0.8), LABEL)
+    stack = random_stack(block=kind, prediction="epsilon")
+    full, weak = full_and_weak(stack, SIGMA, jnp.array([1], jnp.int32))
+    hidden, context = embed(stack)
     for index in (0, 2):
-        hidden = stack.block(index, hidden, context)
-    expected = stack.readout(hidden, context, X, jnp.float32(0.8))
+        hidden = block(stack, index, hidden, context)
+    expected = jax.jit(lambda stack: stack.readout(hidden, context, X, SIGMA))(stack)
     np.testing.assert_allclose(weak, expected, rtol=1e-5, atol=1e-5)
     assert jnp.abs(full - weak).max() > 1e-3
     # The training pass, a scan over the blocks, is the same network.
-    output = stack.predict(X, jnp.float32(0.8), LABEL)
+    output, _ = outputs(stack, X, SIGMA)
     np.testing.assert_allclose(full, X - 0.8 * output, rtol=1e-4, atol=1e-4)
 
 
@@ -159,12 +201,10 @@ def test_a_kept_mask_drops_blocks_by_sample():
     stack = random_stack()
     keep = jnp.ones((3, 6), bool).at[1, 2].set(False)
     sigma = jnp.full((6,), 0.8)
-    output = stack.backbone.predict(X, sigma, LABEL, keep)
-    whole = stack.backbone.predict(X, sigma, LABEL)
+    predict = jax.jit(lambda stack, keep: stack.backbone.predict(X, sigma, LABEL, keep))
+    output, whole = predict(stack, keep), predict(stack, jnp.ones_like(keep))
     np.testing.assert_array_equal(np.delete(output, 2, 0), np.delete(whole, 2, 0))
-    weak = gg.evaluate_passes(
-        stack, X, sigma, gg.Pass(LABEL, drop=jnp.array([1], jnp.int32))
-    )
+    _, weak = full_and_weak(stack, sigma, jnp.array([1], jnp.int32))
     a, b = stack.prediction.coefficients(jnp.float32(0.8))
     mean = MIXTURE.mean()
     expected = mean + a * (X[2] - mean) + b * output[2]

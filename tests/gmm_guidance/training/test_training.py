@@ -116,11 +116,16 @@ def test_a_seed_depends_on_its_key_alone(run):
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_the_steps_may_be_taken_in_portions_of_any_size(run, monkeypatch):
+def test_the_steps_may_be_taken_in_portions_of_any_size(run, capsys, monkeypatch):
+    """And a progress bar can be shown."""
     monkeypatch.setattr("gmm_guidance.training.fit._STEPS_PER_CALL", 70)
-    leaves = (jax.tree.leaves(r.networks) for r in (run, train()))
+    monkeypatch.setattr("gmm_guidance._runtime.progress._SECONDS_BETWEEN_LINES", -1.0)
+    leaves = (jax.tree.leaves(r.networks) for r in (run, train(progress=True)))
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
+    shown = capsys.readouterr().out
+    loss = f"loss {float(run.losses[-1].mean()):.4f}"
+    assert all(text in shown for text in ("training", "500/500", loss, "steps/s"))
 
 
 def test_averages_of_the_weights_are_kept(run, monkeypatch):
@@ -163,14 +168,6 @@ def test_progress_is_reported(run, reports):
     assert reports[-1].loss == pytest.approx(float(run.losses[-1].mean()), rel=1e-5)
 
 
-def test_a_progress_bar_can_be_shown(run, capsys, monkeypatch):
-    monkeypatch.setattr("gmm_guidance._runtime.progress._SECONDS_BETWEEN_LINES", -1.0)
-    train(progress=True)
-    shown = capsys.readouterr().out
-    loss = f"loss {float(run.losses[-1].mean()):.4f}"
-    assert all(text in shown for text in ("training", "500/500", loss, "steps/s"))
-
-
 # --- continuation
 
 
@@ -187,15 +184,7 @@ def interrupt(path, step=120, error=KeyboardInterrupt):
         train(progress=stop_at(step, error), checkpoint=path)
 
 
-@pytest.mark.parametrize(
-    "error, step",
-    [
-        (KeyboardInterrupt, 20),
-        (KeyboardInterrupt, 250),
-        (RuntimeError, 150),
-        (RuntimeError, 350),
-    ],
-)
+@pytest.mark.parametrize("error, step", [(KeyboardInterrupt, 20), (RuntimeError, 350)])
 def test_continued_training_is_uninterrupted_training(
     run, tmp_path, monkeypatch, error, step
 ):
@@ -216,9 +205,9 @@ def test_continued_training_is_uninterrupted_training(
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_training_where_it_can_be_continued(run, tmp_path, number):
+def test_a_signal_ends_training_where_it_can_be_continued(run, tmp_path):
     """The steps in work are finished, and saved."""
+    number = signal.SIGTERM
     path, reports = tmp_path / "checkpoint", []
 
     def report(progress):
@@ -232,6 +221,26 @@ def test_a_signal_ends_training_where_it_can_be_continued(run, tmp_path, number)
     continued = train(checkpoint=path)
     assert not path.exists()
     one, two = (jax.tree.leaves((r.networks, r.losses)) for r in (run, continued))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_resumed_run_keeps_points_and_dropped_blocks(tmp_path):
+    options = {"prediction": "velocity", "block": "plain", "block_dropout": 0.3}
+    config = TrainingConfig(
+        snapshots=(6, 12), batch_size=16, width=8, num_blocks=2, num_points=20
+    )
+    config = dataclasses.replace(config, **options)
+    whole = train_denoisers(KEYS, MIXTURE, config)
+    path, stop = tmp_path / "checkpoint", stop_at(6, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_denoisers(KEYS, MIXTURE, config, progress=stop, checkpoint=path)
+    for change in ({"num_points": 21}, {"block_dropout": 0.2}, {"block": "prenorm"}):
+        other = dataclasses.replace(config, **change)
+        with pytest.raises(ValueError, match="another run"):
+            train_denoisers(KEYS, MIXTURE, other, checkpoint=path)
+    continued = train_denoisers(KEYS, MIXTURE, config, checkpoint=path)
+    one, two = (jax.tree.leaves((r.networks, r.losses)) for r in (whole, continued))
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a, b)
 
