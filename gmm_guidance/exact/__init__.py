@@ -9,6 +9,7 @@ from gmm_guidance.exact.density import (
     output_density,
 )
 from gmm_guidance.exact.feynman_kac import WeightedSamples, repaired_sample
+from gmm_guidance.exact.grouped_tokens import GroupedTokens, Variances
 from gmm_guidance.exact.line_density import (
     LineDistribution,
     line_density,
@@ -31,12 +32,14 @@ from gmm_guidance.exact.two_gaussians import (
 
 __all__ = [
     "Estimate",
+    "GroupedTokens",
     "LineDistribution",
     "ModeChange",
     "Moments",
     "OutputDensity",
     "ScaledOutputStack",
     "TiltedTarget",
+    "Variances",
     "WeightedSamples",
     "cfg_ode_moments",
     "cfg_sde_moments",
