@@ -17,7 +17,7 @@ from full_models.models.dit.config import DiTConfig
 from full_models.models.dit.network import DiT
 from full_models.models.dit.weights import PLACEMENT
 from full_models.models.family import as_stack
-from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.checks import check_finite, check_key
 from gmm_guidance.blocks.process_stack import ProcessStack
 from gmm_guidance.diffusion.parameterization import training_target
 from gmm_guidance.diffusion.process import DDPM, Process
@@ -162,7 +162,13 @@ def _noise_levels(process: Process, key: jax.Array, n: int) -> jax.Array:
 def _check_data(
     samples: np.ndarray, labels: np.ndarray, config: DiTConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    samples = np.asarray(samples, np.float32)
+    samples = np.asarray(samples)
+    if samples.dtype.kind != "f":
+        raise ValueError(
+            f"samples must be floats of about unit scale, got {samples.dtype}; scale "
+            f"pixels to -1..1 by x / 127.5 - 1."
+        )
+    samples = samples.astype(np.float32)
     labels = np.asarray(labels)
     size = config.input_size
     expected = (size, size, config.in_channels)
@@ -180,5 +186,12 @@ def _check_data(
         raise ValueError(
             f"labels must be in 0..{config.num_labels - 1}, got {labels.min()} to "
             f"{labels.max()}."
+        )
+    check_finite(samples, "samples", "Leave them out or mend them.")
+    scale = float(samples.std())
+    if not 0.05 <= scale <= 20.0:
+        raise ValueError(
+            f"samples must be of about unit scale, got a standard deviation of "
+            f"{scale:.3g}; divide them by it."
         )
     return samples, labels.astype(np.int32)

@@ -96,6 +96,33 @@ class GaussianMixture:
         mixture.parameters = parameters
         return mixture
 
+    @classmethod
+    def from_sklearn(
+        cls, fitted: Any, labels: ArrayLike | None = None
+    ) -> GaussianMixture:
+        """The mixture that scikit-learn fitted, of any ``covariance_type``.
+
+        Args:
+            fitted: a fitted ``sklearn.mixture.GaussianMixture`` or
+                ``BayesianGaussianMixture``.
+            labels: the class of each component, as of the class.
+
+        Raises:
+            TypeError: for anything else, or before ``fit``.
+            ValueError: as the class.
+        """
+        names = ("means_", "covariances_", "weights_", "covariance_type")
+        if isinstance(fitted, type) or not all(hasattr(fitted, n) for n in names):
+            raise TypeError(
+                f"fitted must be a fitted mixture of scikit-learn, got "
+                f"{type(fitted).__name__}; call its fit(samples) first."
+            )
+        means = np.asarray(fitted.means_)
+        covariances = np.asarray(fitted.covariances_)
+        if fitted.covariance_type == "tied":
+            covariances = np.broadcast_to(covariances, (len(means), *covariances.shape))
+        return cls(means, covariances, fitted.weights_, labels)
+
     def __repr__(self) -> str:
         return (
             f"GaussianMixture(num_components={self.num_components}, dim={self.dim}, "

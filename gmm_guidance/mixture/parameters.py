@@ -186,6 +186,7 @@ def _diagonalize(
     elif shape == (count,):
         variances = jnp.asarray(covariances, dtype)[:, None]
     elif shape == (count, dim):
+        _check_no_matrix(values)
         variances = jnp.asarray(covariances, dtype)
     elif shape == (count, dim, dim):
         if values is None:
@@ -195,11 +196,30 @@ def _diagonalize(
         raise ValueError(
             f"covariances must be a scalar or have shape [{count}], [{count}, {dim}] "
             f"or [{count}, {dim}, {dim}] for {count} components of dimension {dim}, "
-            f"got {shape}."
+            f"got {shape}. Repeat one matrix of all components by "
+            f"np.broadcast_to(matrix, ({count}, {dim}, {dim}))."
         )
     if values is not None:
         _check_positive(np.asarray(values, np.float64).reshape(shape), "variance")
     return variances, None
+
+
+def _check_no_matrix(values: np.ndarray | None) -> None:
+    """Refuse what looks like one covariance matrix, where [K, d] variances may be."""
+    if values is None or values.shape[0] != values.shape[1] or len(values) < 2:
+        return
+    off = values[~np.eye(len(values), dtype=bool)]
+    if (values == values.T).all() and (off != 0).all() and (np.diag(values) > 0).all():
+        matrix = np.asarray(values, np.float64)
+        # Equal rows are variances that all components share.
+        if (matrix != matrix[0]).any() and np.linalg.eigvalsh(matrix)[0] > 0:
+            shape = (len(values),) * 3
+            raise ValueError(
+                f"covariances of shape {values.shape} are variances [K, d], but these "
+                f"are symmetric like one covariance matrix. Write "
+                f"np.broadcast_to(matrix, {shape}) for a matrix of all components, or "
+                f"variances as np.diag matrices."
+            )
 
 
 def _diagonalize_concrete(

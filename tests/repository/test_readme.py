@@ -34,7 +34,12 @@ def test_code_blocks_run_and_print_what_they_say(path, capsys, tmp_path, monkeyp
         for block in BLOCK.finditer(text):
             line = text[: block.start()].count("\n") + 1
             code = "\n" * line + block[1]  # line numbers as in the file
-            exec(compile(code, str(path), "exec"), namespace)
+            try:
+                exec(compile(code, str(path), "exec"), namespace)
+            except ModuleNotFoundError as error:
+                if error.name not in ("haiku", "torch"):  # of examples of others
+                    raise
+                continue
             printed = capsys.readouterr().out.splitlines()
             promised = SAYS.findall(block[1])
             if promised:

@@ -1,89 +1,167 @@
-"""Splitting pytrees into what is traced and what is static."""
+"""What of a denoiser is traced, and that replaced weights are never ignored."""
 
 import dataclasses
+import functools
 
+import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.block_networks import random_network
+from flax import nnx
 
-from gmm_guidance import CFG, AutoGuidance, S2Guidance, Unguided
-from gmm_guidance._runtime.pytree import Static, join, split
-from gmm_guidance.guidance.rule import Unconditional
+import gmm_guidance as gg
+from gmm_guidance._runtime.pytree import join, split
 
-
-def act(x):
-    return x
+X = np.ones((3, 2), np.float32)
+GAIN = np.ones((1, 2), np.float32)
 
 
-TREES = {
-    "scalars": {"flag": True, "count": 3, "scale": 0.5, "name": "silu", "none": None},
-    "arrays": (jnp.arange(3), np.ones((2, 1)), np.float32(2.0)),
-    "functions": [act, (jnp.zeros(()), max)],
-    "rule": AutoGuidance(random_network(), S2Guidance(3.0).s2_scale),
-    "empty": (),
-}
+def value(denoiser):
+    return float(gg.guided_denoise(denoiser, gg.Unguided(), X, 1.0)[0, 0])
 
 
-@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-def test_join_undoes_split(tree):
-    arrays, static = split(tree)
-    back = join(arrays, static)
-    assert jax.tree.structure(back) == jax.tree.structure(tree)
-    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
-        assert a is b
+class Holder:
+    def __init__(self, gain):
+        self.gain = gain
+
+    def denoise(self, x, sigma, label):
+        return self.gain * x
 
 
-@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-def test_arrays_pass_through_jit_and_the_rest_is_a_static_argument(tree):
-    calls = []
-
-    def function(static, arrays):
-        calls.append(1)
-        return [None if a is None else jnp.asarray(a) for a in arrays]
-
-    compiled = jax.jit(function, static_argnums=0)
-    arrays, static = split(tree)
-    out = compiled(static, arrays)
-    compiled(split(tree)[1], arrays)
-    assert len(calls) == 1  # an equal static part is the same program
-    for a, b in zip(out, arrays, strict=True):
-        np.testing.assert_array_equal(a, b)
+class Callable(Holder):
+    __call__ = Holder.denoise
 
 
-def test_what_is_traced_and_what_is_not():
-    arrays, static = split({"a": 1.5, "b": "text", "c": act, "d": jnp.ones(2)})
-    assert [a is None for a in arrays] == [False, True, True, False]
-    assert static.leaves == (None, "text", act, None)
+class Slots:
+    __slots__ = ("gain",)
+
+    def __call__(self, x, sigma, label):
+        return self.gain * x
 
 
-def test_static_parts_compare_by_value():
-    one, same, other = (
-        split({"scale": s, "name": n})[1]
-        for s, n in ((1.0, "a"), (2.0, "a"), (1.0, "b"))
+def with_global(x, sigma, label):
+    return GAIN * x
+
+
+def test_replaced_weights_of_methods_and_objects_are_seen():
+    for make in (
+        lambda h: h.denoise,
+        lambda h: lambda x, sigma, label: h.denoise(x, sigma, label),
+        lambda h: functools.partial(h.denoise),
+    ):
+        holder = Holder(jnp.ones((1, 2)))
+        denoiser = make(holder)
+        assert value(denoiser) == 1.0
+        for gain in (jnp.full((1, 2), 2.0), 3.0, np.full((1, 2), 4.0, np.float32)):
+            holder.gain = gain
+            assert value(denoiser) == float(np.ravel(gain)[0])
+        holder.gain[:] = 5.0  # in place
+        assert value(denoiser) == 5.0
+    for holder in (Callable(jnp.ones((1, 2))), Slots()):
+        for gain in (1.0, 2.0):
+            holder.gain = jnp.full((1, 2), gain)
+            assert value(holder) == gain
+
+
+def test_replaced_variables_of_functions_are_seen(monkeypatch):
+    weights = jnp.ones((1, 2))
+
+    def closure(x, sigma, label):
+        return weights * x
+
+    assert value(closure) == value(with_global) == 1.0
+    weights = jnp.full((1, 2), 2.0)
+    monkeypatch.setitem(globals(), "GAIN", 3.0 * GAIN)
+    assert (value(closure), value(with_global)) == (2.0, 3.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Node:
+    gain: jax.Array
+    scale: float = 2.0
+    flag: bool = True
+
+    def __call__(self, x, sigma, label):
+        return self.gain * x if self.flag and self.scale > 1 else x
+
+    denoise = __call__
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x, sigma, label):
+        return x * self.param("gain", nn.initializers.ones, (1, 2))
+
+
+def scaled(gain, x, sigma, label):
+    return gain * x
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda gain: Node(gain),
+        lambda gain: Node(gain).denoise,
+        lambda gain: functools.partial(scaled, gain),
+        lambda gain: jax.tree_util.Partial(scaled, gain),
+        lambda gain: Linen().bind({"params": {"gain": gain}}),
+    ],
+    ids=["pytree", "method", "partial", "Partial", "linen"],
+)
+def test_arrays_are_traced_and_need_no_compilation(make):
+    keys = []
+    for gain in (jnp.ones((1, 2)), jnp.full((1, 2), 2.0)):
+        arrays, static = split(make(gain))
+        assert sum(a is not None for a in arrays) == 1
+        keys.append(static)
+        assert float(join(arrays, static)(X, 1.0, None)[0, 0]) == float(gain[0, 0])
+    assert keys[0] == keys[1] and hash(keys[0]) == hash(keys[1])
+
+
+def test_numbers_are_structure_of_denoisers_and_traced_in_rules():
+    assert (
+        split(Node(jnp.ones((1, 2)), scale=2.0))[1]
+        != split(Node(jnp.ones((1, 2)), 3.0))[1]
     )
-    assert one == same and hash(one) == hash(same)
-    assert one != other and one != "a"
-    assert isinstance(one, Static)
+    assert split(gg.CFG(2.0))[1] == split(gg.CFG(3.0))[1]
+    inside = gg.AutoGuidance(Node(jnp.ones((1, 2))), 2.0)
+    arrays, _ = split(inside)
+    assert [a for a in arrays if isinstance(a, float)] == [2.0]
 
 
-def test_classes_of_equal_structure_are_told_apart():
-    """JAX 0.10 takes them for equal; a cached program of one would serve the other."""
+def test_equinox_flags_and_train_mode():
+    class Net(eqx.Module):
+        drop: eqx.nn.Dropout
 
-    @jax.tree_util.register_dataclass
-    @dataclasses.dataclass(frozen=True)
-    class OtherScale:
-        scale: float
+        def __call__(self, x, sigma, label):
+            return self.drop(x)
 
-    assert split(Unguided())[1] != split(Unconditional())[1]
-    assert split(CFG(2.0))[1] != split(OtherScale(2.0))[1]
-    assert split((CFG(2.0), 1.0))[1] != split((OtherScale(2.0), 1.0))[1]
+    assert value(eqx.nn.inference_mode(Net(eqx.nn.Dropout(0.5)))) == 1.0
+
+    class Training(nnx.Module):
+        def __init__(self):
+            self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, x, sigma, label):
+            return self.drop(x)
+
+    net = Training()
+    with pytest.raises(TypeError, match=r"Training changes its own state.*eval\(\)"):
+        gg.guided_sample(jax.random.key(0), net, num_samples=1, sample_shape=(2,))
+    net.eval()
+    assert value(net) == 1.0
 
 
-def test_an_unhashable_leaf_is_named():
+def test_unhashable_parts_are_refused_by_class_and_remedy():
+    @dataclasses.dataclass
     class Unhashable:
-        __hash__ = None
+        gain: float = 1.0
 
-    with pytest.raises(TypeError, match="unhashable Unhashable. Register its class"):
-        split({"a": 1.0, "b": Unhashable()})
+        def __call__(self, x, sigma, label):
+            return x
+
+    with pytest.raises(TypeError, match=r"unhashable Unhashable.*register_dataclass"):
+        value(Unhashable())
