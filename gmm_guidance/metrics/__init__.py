@@ -46,6 +46,7 @@ from gmm_guidance.metrics.uncertainty import (
     confidence_interval,
     mean_and_standard_error,
 )
+from gmm_guidance.metrics.video import TemporalStatistics, temporal_statistics
 from gmm_guidance.metrics.wasserstein import sliced_wasserstein, wasserstein_1d
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "InceptionScore",
     "NegativeLogLikelihood",
     "PrecisionRecall",
+    "TemporalStatistics",
     "cdf",
     "class_statistics",
     "confidence_interval",
@@ -71,6 +73,7 @@ __all__ = [
     "quantile",
     "sliced_wasserstein",
     "summarize",
+    "temporal_statistics",
     "truth_floor",
     "wasserstein_1d",
     "wasserstein_2",

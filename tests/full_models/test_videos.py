@@ -1,0 +1,68 @@
+"""Video files read back, and sheets of frames."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from full_models.generation.videos import contact_sheet, save_mp4, side_by_side
+
+
+def clip(count=5, channels=3):
+    """Smooth colors that move: what the codec keeps."""
+    time, y, x = np.meshgrid(
+        np.arange(count), np.arange(32), np.arange(48), indexing="ij"
+    )
+    shades = [y * 6, x * 5, 20 + 40 * time][:channels]
+    return np.stack(shades, axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def test_a_file_is_read_back(tmp_path):
+    av = pytest.importorskip("av", reason="the video extra is not installed")
+    path = tmp_path / "a.mp4"
+    save_mp4(path, clip(), fps=16)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        assert (stream.average_rate, stream.codec_context.name) == (16, "h264")
+        found = np.stack([f.to_ndarray(format="rgb24") for f in container.decode()])
+    assert found.shape == clip().shape
+    assert np.abs(found.astype(int) - clip()).mean() < 4
+    save_mp4(path, clip(channels=1))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    "frames, fps, message",
+    [
+        (clip().astype(float), 16, "frames must be uint8"),
+        (clip()[0], 16, r"\[F, H, W, 3 or 1\], got uint8 \(32, 48, 3\)"),
+        (clip()[:, :31], 16, "even height and width, got 5 of 48 x 31"),
+        (clip()[:0], 16, "got 0 of 48 x 32"),
+        (clip(), 0, "fps must be at least 1, got 0"),
+    ],
+)
+def test_bad_frames(tmp_path, frames, fps, message):
+    with pytest.raises(ValueError, match=message):
+        save_mp4(tmp_path / "a.mp4", frames, fps)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"pip install 'gmm-guidance\[video\]'"):
+        save_mp4(tmp_path / "a.mp4", clip())
+
+
+def test_sheets_show_the_first_and_the_last_frame():
+    videos = np.stack([np.full((81, 64, 64, 3), 0, np.uint8)] * 2)
+    videos[:, 0], videos[:, -1] = 10, 20
+    sheet = contact_sheet(videos, 5)
+    assert sheet.shape == (2 * 64 + 2, 5 * 64 + 4 * 2, 3)
+    assert sheet[0, 0, 0] == 10 and sheet[-1, -1, 0] == 20
+    assert contact_sheet(videos[:, :3], 8).shape[1] == 3 * 64 + 2 * 2
+
+
+def test_rules_side_by_side():
+    joined = side_by_side([clip(), clip() + 1])
+    assert joined.shape == (5, 32, 96, 3)
+    np.testing.assert_array_equal(joined[:, :, 48:], clip() + 1)
