@@ -38,6 +38,9 @@ class ModelOptions:
     model: str | None = None
     """Name of the published model, such as DiT-XL/2 or SiT-B/4; required where the
     weights do not tell."""
+    frames: int | None = None
+    """Number of frames of each video, 4 k + 1, for models that draw videos; 81 by
+    default."""
     precision: Precision = "auto"
     """Type of matrix products and weights; auto is bfloat16 on accelerators and float32
     on a CPU."""
@@ -45,7 +48,16 @@ class ModelOptions:
     def open(self) -> Checkpoint:
         """The checkpoint and its model; no tensor is read."""
         precision: Any = self.resolved_precision()
-        return open_checkpoint(self.weights, self.model, compute_dtype=precision)
+        found = open_checkpoint(self.weights, self.model, compute_dtype=precision)
+        if self.frames is None:
+            return found
+        if not hasattr(found.config, "for_frames"):
+            raise ValueError(
+                f"--frames is for models that draw videos, but {found.family.name} "
+                f"draws images; leave it out."
+            )
+        config = found.config.for_frames(self.frames)
+        return dataclasses.replace(found, config=config)
 
     def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """What the values of the model depend on."""

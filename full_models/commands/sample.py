@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +21,21 @@ from full_models.commands.options import (
 from full_models.generation.images import grid_columns, make_grid, save_png
 from full_models.generation.run_folder import RunFolder, machine
 from full_models.generation.sampler import Batch
+from full_models.generation.videos import WRITER, contact_sheet, save_mp4
 from gmm_guidance._runtime.progress import Reporter
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Draw images: a grid, single PNG files, samples.npz and run.json."""
+    """Draw images: a grid, single PNG files, samples.npz and run.json; or videos."""
 
     model: ModelOptions
     out: Path
     """Output directory; absent or empty."""
     draw: DrawOptions = DrawOptions()
     guidance: GuidanceOptions = GuidanceOptions()
+    fps: int = 16
+    """Frames a second of video files."""
 
     def run(self, reporter: Reporter) -> list[Path]:
         """Draw and write the images; returns the files."""
@@ -45,8 +49,8 @@ class Sample:
             )
             drawn = draw("sampling", loaded, loaded.rule(), reporter)
             reporter.say(drawn.speed())
-            _write(folder.path, drawn, labels)
-            folder.record({**results(run, labels), **drawn.numbers()})
+            writer = _write(folder.path, drawn, labels, self.fps)
+            folder.record({**results(run, labels), **drawn.numbers(), **writer})
         return folder.files()
 
 
@@ -117,15 +121,30 @@ def results(run: Run, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, drawn: Drawn, labels: np.ndarray) -> None:
-    """``samples.npz``; with images also a grid and single files."""
-    arrays = {"samples": drawn.samples, "labels": labels}
-    if drawn.images is not None:
+def _write(folder: Path, drawn: Drawn, labels: np.ndarray, fps: int) -> dict[str, Any]:
+    """``samples.npz``; with images also a grid and single files.
+
+    Videos have a row of frames each in the grid, and mp4 files where PyAV is there.
+    Returns what the record says of these.
+    """
+    arrays, images = {"samples": drawn.samples, "labels": labels}, drawn.images
+    record: dict[str, Any] = {}
+    if images is not None:
         # The key that the evaluators of the field read.
-        arrays = {"arr_0": drawn.images, **arrays}
-        columns = grid_columns(len(labels), len(set(labels.tolist())))
-        save_png(folder / "grid.png", make_grid(drawn.images, columns))
-        (folder / "images").mkdir()
-        for index, (image, label) in enumerate(zip(drawn.images, labels, strict=True)):
-            save_png(folder / "images" / f"{index:06d}-{label}.png", image)
+        arrays = {"arr_0": images, **arrays}
+        names = [f"{index:06d}-{label}" for index, label in enumerate(labels)]
+        if images.ndim == 5:
+            save_png(folder / "grid.png", contact_sheet(images))
+            if importlib.util.find_spec("av") is not None:
+                (folder / "videos").mkdir()
+                for name, frames in zip(names, images, strict=True):
+                    save_mp4(folder / "videos" / f"{name}.mp4", frames, fps)
+                record = {"video": {**WRITER, "fps": fps}}
+        else:
+            columns = grid_columns(len(labels), len(set(labels.tolist())))
+            save_png(folder / "grid.png", make_grid(images, columns))
+            (folder / "images").mkdir()
+            for name, image in zip(names, images, strict=True):
+                save_png(folder / "images" / f"{name}.png", image)
     np.savez(folder / "samples.npz", allow_pickle=False, **arrays)
+    return record

@@ -5,7 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from full_models.generation.videos import contact_sheet, save_mp4, side_by_side
+from full_models.commands.sample import Drawn, _write
+from full_models.generation.videos import (
+    WRITER,
+    contact_sheet,
+    save_mp4,
+    side_by_side,
+)
 
 
 def clip(count=5, channels=3):
@@ -66,3 +72,22 @@ def test_rules_side_by_side():
     joined = side_by_side([clip(), clip() + 1])
     assert joined.shape == (5, 32, 96, 3)
     np.testing.assert_array_equal(joined[:, :, 48:], clip() + 1)
+
+
+@pytest.mark.parametrize("has_av", [True, False])
+def test_files_of_a_drawing(tmp_path, monkeypatch, has_av):
+    """Sheets and samples.npz need no extra; mp4 files are written where they can be."""
+    if has_av:
+        pytest.importorskip("av", reason="the video extra is not installed")
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: object() if has_av else None
+    )
+    videos = np.stack([clip(), clip()])
+    drawn = Drawn(np.zeros((2, 2, 4, 6, 4), np.float32), videos, 1.0, 1.0, 2.0)
+    record = _write(tmp_path, drawn, np.array([3, 1]), 16)
+    with np.load(tmp_path / "samples.npz") as file:
+        np.testing.assert_array_equal(file["arr_0"], videos)
+    assert (tmp_path / "grid.png").is_file()
+    names = sorted(p.name for p in tmp_path.glob("videos/*"))
+    assert names == (["000000-3.mp4", "000001-1.mp4"] if has_av else [])
+    assert record == ({"video": {**WRITER, "fps": 16}} if has_av else {})

@@ -140,12 +140,22 @@ class WanConfig:
         Raises:
             ValueError: for other sizes, with the nearest ones.
         """
+        return self.for_frames(frames).for_image(height, width)
+
+    def for_frames(self, frames: int) -> WanConfig:
+        """The same model for another number of frames. Raises as ``for_video``."""
         if frames < 1 or (frames - 1) % FRAMES_PER_LATENT:
             below = max(frames - 1, 0) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
             raise ValueError(
                 f"frames must be 4 k + 1, got {frames}; use {below} or "
                 f"{below + FRAMES_PER_LATENT}."
             )
+        count = (frames - 1) // FRAMES_PER_LATENT + 1
+        shape = (count, *self.latent_shape[1:])
+        return dataclasses.replace(self, latent_shape=shape)
+
+    def for_image(self, height: int, width: int) -> WanConfig:
+        """The same model for frames of another size. Raises as ``for_video``."""
         multiple = PIXELS_PER_LATENT * PATCH
         for name, size in (("height", height), ("width", width)):
             if size < multiple or size % multiple:
@@ -155,7 +165,7 @@ class WanConfig:
                     f"{below} or {below + multiple}."
                 )
         shape = (
-            (frames - 1) // FRAMES_PER_LATENT + 1,
+            self.latent_shape[0],
             height // PIXELS_PER_LATENT,
             width // PIXELS_PER_LATENT,
         )

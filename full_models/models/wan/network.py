@@ -97,9 +97,16 @@ class Wan(nnx.Module):
             prompts: ``N`` prompts of up to ``text_length`` tokens, padded with zeros.
 
         Raises:
-            ValueError: for other shapes, or values that are not finite.
+            ValueError: for prompts of another family or other shapes, or values that
+                are not finite.
         """
         c = self.config
+        family = getattr(prompts, "family", None)
+        if family not in (None, "wan"):
+            raise ValueError(
+                f"prompts must be embedded for wan, got those of {family}; use "
+                f"full-models embed-prompts --family wan."
+            )
         context = jnp.asarray(prompts.context)
         negative = jnp.asarray(prompts.negative_context, context.dtype)
         for name, array, axes in (("", context, 3), ("negative_", negative, 2)):
