@@ -1,5 +1,6 @@
 """DiT and SiT against diffusers: outputs, dropped blocks, gradients, its own files."""
 
+import copy
 import dataclasses
 import json
 import warnings
@@ -119,6 +120,47 @@ def test_dropped_blocks(small, small_folder, process, times, dropped):
     smaller = torch_dit.without_blocks(small, dropped)
     expected = sample(smaller, x, times, labels)[:, :4]
     assert relative_error(weak, expected) < TOLERANCE
+
+
+class _Values:
+    """Attention of diffusers with the identity as its map."""
+
+    def __call__(self, layer, hidden_states, *args, **options):
+        return layer.to_out[1](layer.to_out[0](layer.to_v(hidden_states)))
+
+
+def zero(*parameters):
+    for parameter in parameters:
+        parameter.zero_()
+
+
+EDITS = {
+    "identity": lambda block: block.attn1.set_processor(_Values()),
+    "temper": lambda block: zero(*block.attn1.to_q.parameters()),
+    "drop_attention": lambda block: zero(*block.attn1.to_out[0].parameters()),
+    "drop_mlp": lambda block: zero(*block.ff.net[2].parameters()),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_perturbed_blocks_are_those_of_a_network_edited_by_hand(
+    small, small_folder, kind
+):
+    """Not those of diffusers' own hooks, of which some are no removal."""
+    network = load_weights(small_folder)
+    x, labels = inputs(small)
+    times = np.array([150, 400, 700, 999])
+    blocks = jnp.array([1, 2], jnp.int32)
+    full, weak = drop_blocks(network, x, times, labels, blocks, kind)
+    expected = sample(small, x, times, labels)[:, :4]
+    assert relative_error(full, expected) < TOLERANCE
+    edited = copy.deepcopy(small)
+    with torch.no_grad():
+        for block in edited.transformer_blocks[1:]:
+            EDITS[kind](block)
+    expected = sample(edited, x, times, labels)[:, :4]
+    assert relative_error(weak, expected) < TOLERANCE
+    assert relative_error(weak, full) > 1e-3
 
 
 @pytest.mark.slow  # those of the golden files are checked every day

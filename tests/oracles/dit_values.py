@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,11 +33,13 @@ def predictions(network, x, times, labels):
     return jnp.moveaxis(_predict(network, noisy, sigma, labels), -1, 1)
 
 
-def drop_blocks(network, x, times, labels, dropped):
+def drop_blocks(network, x, times, labels, dropped, kind="drop"):
     """Noise or velocity of the full and of the weak pass, from the denoised samples."""
     noisy, sigma = inputs(network, x, times)
     labels = jnp.asarray(np.asarray(labels), jnp.int32)
-    values = np.asarray(_evaluate(network, noisy, sigma, labels, dropped), np.float64)
+    values = np.asarray(
+        _evaluate(network, noisy, sigma, labels, dropped, kind), np.float64
+    )
     noisy, level = (np.asarray(a, np.float64) for a in (noisy, sigma))
     level = level[:, None, None, None]
     if isinstance(network.config.process, gg.DDPM):
@@ -50,9 +54,10 @@ def _predict(network, noisy, sigma, labels):
     return network.predict(noisy, sigma, labels)
 
 
-@jax.jit
-def _evaluate(network, noisy, sigma, labels, dropped):
-    passes = [gg.Pass(labels), gg.Pass(labels, drop=dropped)]
+@functools.partial(jax.jit, static_argnames="kind")
+def _evaluate(network, noisy, sigma, labels, dropped, kind):
+    perturb = gg.Perturbation(kind, dropped)
+    passes = [gg.Pass(labels), gg.Pass(labels, perturb=perturb)]
     return gg.evaluate_passes(network, noisy, sigma, passes)
 
 
