@@ -25,8 +25,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = str(config.cache.mkdir("jax"))
+    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
+    if cache is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = str(cache.mkdir("jax"))
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         jax.config.update("jax_compilation_cache_dir", folder)
         seconds = "0.1"
