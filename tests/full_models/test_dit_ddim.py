@@ -11,7 +11,7 @@ import gmm_guidance as gg
 from full_models import load_weights
 
 torch, diffusers = Lazy("torch"), Lazy("diffusers")
-pytestmark = needs("torch", "diffusers")
+pytestmark = [pytest.mark.ci, needs("torch", "diffusers")]
 
 STEPS, CFG, OMEGA, BLOCK = 10, 3.0, 0.5, 1
 

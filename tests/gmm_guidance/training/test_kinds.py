@@ -246,6 +246,7 @@ def test_a_finite_set_is_all_that_training_sees():
     np.testing.assert_allclose(value, samples, atol=0.1)
 
 
+@pytest.mark.ci  # two programs of training
 def test_num_points_draws_one_set_for_each_seed():
     config = dataclasses.replace(TINY, num_points=5)
     keys = jax.random.split(jax.random.key(0), 2)

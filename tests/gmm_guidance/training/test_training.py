@@ -226,6 +226,7 @@ def test_a_signal_ends_training_where_it_can_be_continued(run, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.ci  # another program of training
 def test_a_resumed_run_keeps_points_and_dropped_blocks(tmp_path):
     options = {"prediction": "velocity", "block": "plain", "block_dropout": 0.3}
     config = TrainingConfig(
