@@ -33,6 +33,7 @@ MEASUREMENTS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "diffusers": [("diffusers_dit", "diffusers_dit", {})],
     "selection": [("block_selection", "block_selection", {})],
     "tree": [("tree_figure", "tree_figure", {"out": _RESULTS / "tree_figure.png"})],
+    "first-run": [("first_run", "first_run", {})],
     "weak-scaling": [("weak_scaling", "weak_scaling", {})],
     "growth": [("growth", "growth", {"out": _RESULTS / "growth-{name}.png"})],
     # For an accelerator; a CPU would take hours.

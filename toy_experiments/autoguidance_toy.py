@@ -297,7 +297,7 @@ def _draw_paths(data: Arrays) -> Figure:
 
 def _frame(ax: Axes, data: Arrays, title: str, color: str) -> None:
     truth = data["truth"]
-    ax.plot(*truth.T, ".", color=TRUTH, ms=0.9, alpha=0.6, mew=0, rasterized=True)
+    ax.plot(*truth.T, ".", color=TRUTH, ms=2.2, alpha=0.9, mew=0, rasterized=True)
     ax.set_title(title, color=color if color != TRUTH else "black")
     low, high = np.quantile(truth, [0.0, 1.0])
     margin = 0.08 * (high - low)
