@@ -230,8 +230,8 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
                     alpha=0.75,
                     label=f"{KIND_TITLES[prediction]}, {KIND_TITLES[block]}",
                 )
-            low, high = ax.get_xlim()
-            ax.plot([low, high], [low, high], color="black", lw=0.7)
+            ax.axline((0.0, 0.0), slope=1.0, color="black", lw=0.7)
+            ax.locator_params(nbins=6)
             ax.axhline(0.0, color="black", lw=0.4)
             ax.axvline(0.0, color="black", lw=0.4)
             (found,) = select(

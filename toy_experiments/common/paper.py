@@ -56,11 +56,11 @@ class Networks:
 
     under_steps: int = 50
     under_weak_steps: int = 25
-    well_steps: int = 1000
+    well_steps: int = 1500
     well_weak_steps: int = 300
     width: int = 32
     num_blocks: int = 8
-    batch_size: int = 512
+    batch_size: int = 256
 
     def training(self) -> gg.TrainingConfig:
         """The training run that contains all of them."""
