@@ -128,11 +128,11 @@ def compute(config: EffectLawConfig, store: Store) -> tuple[Tables, Arrays]:
                 )
     found = tables["networks"]
     keys = ("mixture", "prediction", "block", "steps", "scale")
-    for place in dict.fromkeys(tuple(r[k] for k in keys) for r in found):
-        rows = [r for r in found if tuple(r[k] for k in keys) == place]
+    for group in dict.fromkeys(tuple(r[k] for k in keys) for r in found):
+        rows = [r for r in found if tuple(r[k] for k in keys) == group]
         fields = [f"{w}_{q}" for q in QUANTITIES for w in ("predicted", "measured")]
         tables["groups"].append(
-            dict(zip(keys, place, strict=True))
+            dict(zip(keys, group, strict=True))
             | {f: measurement([r[f] for r in rows]) for f in fields}
         )
     tables["correlations"] = [
