@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +18,7 @@ from full_models.generation.labels import choose_labels
 from full_models.generation.sampler import MeshSampler
 from full_models.models.autoencoder import load_autoencoder
 from full_models.models.family import Pipeline
+from full_models.prompts.prompts import load_prompts
 from full_models.weights.load import Checkpoint, open_checkpoint
 from gmm_guidance._runtime.checks import key_of_seed
 from gmm_guidance._runtime.files import sha256
@@ -82,6 +84,12 @@ class DrawOptions:
     labels: Annotated[str | None, _OfModel] = None
     """Classes by number or ImageNet name, taken in turn; all, random, or none for
     unconditional samples."""
+    prompts: Path | None = None
+    """Prompts of a text-to-image model, taken in turn: a file or folder of
+    embed-prompts."""
+    size: str | None = None
+    """Width and height of images in pixels, such as 1024x768, for models that draw any;
+    1024x1024 by default."""
     num: int = 16
     """Number of samples."""
     steps: Annotated[int | None, _OfModel] = None
@@ -105,6 +113,11 @@ class DrawOptions:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         gg.MeshConfig.parse(self.mesh)
+        if self.size is not None and not re.fullmatch(r"\d+x\d+", self.size):
+            raise ValueError(
+                f"size must be width x height in pixels, such as 1024x768, got "
+                f"{self.size!r}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +167,9 @@ class Run:
         checkpoint: Checkpoint | None = None,
     ) -> Run:
         """The run of options; reads no tensor. Raises as ``load_weights``."""
-        checkpoint = checkpoint or model.open()
+        checkpoint = _of_size(checkpoint or model.open(), draw.size)
         run = cls(checkpoint, model, draw, guidance)
+        _check_condition(run.pipeline, draw)
         defaults = run.pipeline.defaults._asdict()
         return dataclasses.replace(
             run,
@@ -176,6 +190,12 @@ class Run:
         if self.draw.vae is not None:
             vae = self.draw.vae
             draw["vae"] = {"name": vae.name, "sha256": sha256(vae)}
+        for name in ("prompts", "size"):
+            if draw[name] is None:
+                del draw[name]
+        if self.draw.prompts is not None:
+            prompts = self.draw.prompts
+            draw["prompts"] = {"name": prompts.name, "sha256": sha256(prompts)}
         return {
             "model": self.model.describe(self.checkpoint),
             "draw": draw,
@@ -191,9 +211,12 @@ class Run:
         """
         mesh = gg.MeshConfig.parse(self.draw.mesh).build()
         model = self.checkpoint.load(self.model.resolved_precision(), mesh)
+        if self.draw.prompts is not None:
+            model = model.with_prompts(load_prompts(self.draw.prompts))
         if self.draw.vae is None:
             return LoadedRun(self, mesh, model, None)
-        decoder = load_autoencoder(self.draw.vae)
+        named = getattr(self.pipeline, "autoencoder", None)
+        decoder = load_autoencoder(self.draw.vae, config=named)
         wanted, found = self.pipeline.sample_shape[-1], decoder.config.latent_channels
         if wanted != found:
             raise ValueError(
@@ -302,6 +325,40 @@ class LoadedRun:
             solver=self.solver,
             batch_size=batch_size,
             decoder=self.decoder,
+        )
+
+
+def _of_size(checkpoint: Checkpoint, size: str | None) -> Checkpoint:
+    """The checkpoint for images of a size, ``"1024x768"``."""
+    if size is None:
+        return checkpoint
+    config = checkpoint.config
+    if not hasattr(config, "for_image"):
+        raise ValueError(
+            f"--size is for text-to-image models, but {checkpoint.family.name} draws "
+            f"the size of its weights; leave it out."
+        )
+    width, height = map(int, size.split("x"))
+    return dataclasses.replace(checkpoint, config=config.for_image(height, width))
+
+
+def _check_condition(pipeline: Pipeline, draw: DrawOptions) -> None:
+    """Refuse labels for a model of prompts, and prompts for one of labels."""
+    if pipeline.condition == "labels":
+        if draw.prompts is not None:
+            raise ValueError(
+                f"--prompts is for text-to-image models, but this one has classes "
+                f"({pipeline.title}); use --labels."
+            )
+    elif draw.labels not in (None, "all"):
+        raise ValueError(
+            f"--labels is for models of classes, but this one has prompts "
+            f"({pipeline.title}); use --prompts with a file of embed-prompts."
+        )
+    elif draw.prompts is None:
+        raise ValueError(
+            f"this model needs --prompts ({pipeline.title}); embed them by full-models "
+            f"embed-prompts."
         )
 
 

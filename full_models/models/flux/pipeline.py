@@ -51,6 +51,11 @@ class FluxPipeline(PromptPipeline):
         )
 
     @property
+    def autoencoder(self) -> str:
+        """Name of the autoencoder for ``load_autoencoder``."""
+        return "Flux.1-VAE"
+
+    @property
     def defaults(self) -> Defaults:
         """Real CFG for the de-distilled model only; S² at scale 1 for dev."""
         if self.config.variant == "schnell":

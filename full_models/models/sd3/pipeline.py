@@ -56,6 +56,11 @@ class SD3Pipeline(PromptPipeline):
         )
 
     @property
+    def autoencoder(self) -> str:
+        """Name of the autoencoder for ``load_autoencoder``."""
+        return "SD3-VAE"
+
+    @property
     def defaults(self) -> Defaults:
         """28 steps and scale 7.5 as in the paper of S²; four without CFG for turbo."""
         if self.config.turbo:
