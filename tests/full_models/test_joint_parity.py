@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from oracles import torch_joint
 
-from full_models import Prompts
+import gmm_guidance as gg
+from full_models import FluxConfig, Prompts, sd3_schedule
+from full_models.weights.load import open_checkpoint
 
 # The golden files test the same in the everyday command.
 pytestmark = pytest.mark.ci
@@ -30,8 +32,6 @@ def pair(request, tmp_path_factory):
 
 
 def opened(folder, name):
-    from full_models.weights.load import open_checkpoint
-
     checkpoint = open_checkpoint(folder, model_of(folder, name))
     size = (torch_joint.HEIGHT, torch_joint.WIDTH)
     config = dataclasses.replace(checkpoint.config, input_size=size)
@@ -44,7 +44,6 @@ def model_of(folder, name):
     """Tensors of schnell do not tell its noise levels."""
     if name != "schnell":
         return None
-    from full_models import FluxConfig
 
     return FluxConfig(
         in_channels=4,
@@ -111,3 +110,43 @@ def test_outputs_and_dropped_blocks(pair):
         drop = np.zeros(stack.num_blocks, bool)
         found = run(backbone, x, None, drop).transpose(0, 3, 1, 2)
         assert relative_error(found, wanted) < TOLERANCE
+
+
+def test_a_guided_run_of_28_steps_is_that_of_the_pipeline(tmp_path):
+    torch = pytest.importorskip("torch", reason="needs the oracle extra: torch")
+    diffusers = pytest.importorskip("diffusers", reason="needs the oracle extra")
+    model = torch_joint.make("SD3.5-medium")
+    model.save_pretrained(tmp_path)
+    given = torch_joint.inputs(model)
+    context, pooled = given["context"], given["pooled"]
+    prompts = Prompts(context[:2], context[2], pooled[:2], pooled[2])
+    stack = opened(tmp_path, "SD3.5-medium").with_prompts(prompts)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(28)
+    schedule = sd3_schedule(28)
+    levels = schedule.sigmas()
+    np.testing.assert_allclose(
+        levels / (1 + levels), scheduler.sigmas.numpy(), atol=3e-7
+    )
+    x = torch.tensor(given["x"])
+    negative = np.repeat(context[2:], 2, 0), np.repeat(pooled[2:], 2, 0)
+    for step in scheduler.timesteps:
+        times = 2 * [float(step) / 1000.0]
+        state = x.numpy()
+        cond = torch_joint.velocity(model, state, times, context[:2], pooled[:2])
+        uncond = torch_joint.velocity(model, state, times, *negative)
+        guided = torch.tensor(uncond + 7.5 * (cond - uncond))
+        x = scheduler.step(guided, step, x, return_dict=False)[0]
+    noise = jnp.asarray(given["x"].transpose(0, 2, 3, 1))
+    with jax.default_matmul_precision("highest"):
+        found = gg.guided_sample(
+            jax.random.key(0),
+            stack,
+            jnp.arange(2),
+            num_samples=2,
+            guidance=gg.CFG(7.5),
+            schedule=schedule,
+            solver="euler",
+            initial=noise * levels[0],
+        )
+    assert relative_error(found.transpose(0, 3, 1, 2), x.numpy()) < 1e-5
