@@ -1,23 +1,20 @@
 """SD3, SD3.5 and Flux against diffusers: outputs and dropped blocks."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import torch_joint
+from oracles.joint_values import opened, predictions, relative_error
 
 import gmm_guidance as gg
-from full_models import FluxConfig, Prompts, sd3_schedule
-from full_models.weights.load import open_checkpoint
+from full_models import Prompts, sd3_schedule
 
 # The golden files test the same in the everyday command.
 pytestmark = pytest.mark.ci
 # A looser bound misses the epsilon of the RMS norms.
 TOLERANCE = 1e-6
-TIMES = np.array([0.02, 0.0355], np.float32)
-GUIDANCE = 0.05
+TIMES, GUIDANCE = torch_joint.TIMES, torch_joint.GUIDANCE
 
 
 @pytest.fixture(scope="module", params=torch_joint.CONFIGS)
@@ -31,37 +28,6 @@ def pair(request, tmp_path_factory):
     return model, opened(folder, request.param)
 
 
-def opened(folder, name):
-    checkpoint = open_checkpoint(folder, model_of(folder, name))
-    size = (torch_joint.HEIGHT, torch_joint.WIDTH)
-    config = dataclasses.replace(checkpoint.config, input_size=size)
-    if hasattr(config, "guidance"):
-        config = dataclasses.replace(config, guidance=GUIDANCE)
-    return dataclasses.replace(checkpoint, config=config).load()
-
-
-def model_of(folder, name):
-    """Tensors of schnell do not tell its noise levels."""
-    if name != "schnell":
-        return None
-
-    return FluxConfig(
-        in_channels=4,
-        width=32,
-        num_double=2,
-        num_single=3,
-        num_heads=2,
-        axes=(4, 6, 6),
-        text_width=12,
-        pooled_width=10,
-        variant="schnell",
-    )
-
-
-def relative_error(found, wanted):
-    return np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max()
-
-
 def dropped_sets(stack):
     last = stack.num_blocks - 1
     return [(), (0,), (1,), (last,), (0, last), (1, last)]
@@ -69,7 +35,7 @@ def dropped_sets(stack):
 
 def test_outputs_and_dropped_blocks(pair):
     model, stack = pair
-    given = torch_joint.inputs(model)
+    given = torch_joint.inputs(model.config)
     context, pooled = given["context"], given["pooled"]
     stack = stack.with_prompts(Prompts(context[:2], context[2], pooled[:2], pooled[2]))
     assert type(stack).__name__ == "PromptStack" and stack.num_labels == 2
@@ -79,21 +45,6 @@ def test_outputs_and_dropped_blocks(pair):
     if guidance and not model.config.guidance_embeds:
         guidance = None
 
-    @jax.jit
-    def run(backbone, x, label, drop):
-        hidden, context = backbone.embed(x, jnp.asarray(TIMES), label)
-        start = 0
-        for segment, size in enumerate(backbone.segments):
-
-            def step(i, hidden, segment=segment, start=start):
-                new = backbone.segment_block(segment, i, hidden, context)
-                gone = drop[i + start]
-                return jax.tree.map(lambda a, b: jnp.where(gone, a, b), hidden, new)
-
-            hidden = jax.lax.fori_loop(0, size, step, hidden)
-            start += size
-        return backbone.readout(hidden, context)
-
     with jax.default_matmul_precision("highest"):
         full = None
         for skip in dropped_sets(stack):
@@ -101,14 +52,14 @@ def test_outputs_and_dropped_blocks(pair):
                 model, given["x"], TIMES, context[:2], pooled[:2], guidance, skip
             )
             drop = np.isin(np.arange(stack.num_blocks), skip)
-            found = run(backbone, x, jnp.arange(2), drop).transpose(0, 3, 1, 2)
+            found = predictions(backbone, x, jnp.arange(2), drop).transpose(0, 3, 1, 2)
             assert relative_error(found, wanted) < TOLERANCE, skip
             full = wanted if full is None else full
             assert not skip or relative_error(wanted, full) > 1e-3
         two = np.repeat(context[2:], 2, 0), np.repeat(pooled[2:], 2, 0)
         wanted = torch_joint.velocity(model, given["x"], TIMES, *two, guidance)
         drop = np.zeros(stack.num_blocks, bool)
-        found = run(backbone, x, None, drop).transpose(0, 3, 1, 2)
+        found = predictions(backbone, x, None, drop).transpose(0, 3, 1, 2)
         assert relative_error(found, wanted) < TOLERANCE
 
 
@@ -117,7 +68,7 @@ def test_a_guided_run_of_28_steps_is_that_of_the_pipeline(tmp_path):
     diffusers = pytest.importorskip("diffusers", reason="needs the oracle extra")
     model = torch_joint.make("SD3.5-medium")
     model.save_pretrained(tmp_path)
-    given = torch_joint.inputs(model)
+    given = torch_joint.inputs(model.config)
     context, pooled = given["context"], given["pooled"]
     prompts = Prompts(context[:2], context[2], pooled[:2], pooled[2])
     stack = opened(tmp_path, "SD3.5-medium").with_prompts(prompts)

@@ -37,6 +37,8 @@ CONFIGS = {
 }
 CONFIGS["schnell"] = CONFIGS["dev"] | dict(guidance_embeds=False)
 HEIGHT, WIDTH, LENGTH = 8, 6, 5
+TIMES = np.array([0.02, 0.0355], np.float32)
+GUIDANCE = 0.05
 
 
 def make(name, seed=0):
@@ -49,27 +51,34 @@ def make(name, seed=0):
         warnings.simplefilter("ignore")  # its import may warn of this and that
         diffusers = importlib.import_module("diffusers")
     model = getattr(diffusers, f"{kind}Transformer2DModel")(**config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if "pos_embed.pos_embed" in key:
-                continue
-            noise = torch.randn(value.shape, generator=generator)
-            is_norm = "norm_" in key and "attn" in key
-            std = 0.1 if value.ndim > 1 else 0.2
-            value.copy_(1.0 + 0.2 * noise if is_norm else std * noise)
+    state = model.state_dict()
+    values = tensors({key: tuple(value.shape) for key, value in state.items()}, seed)
+    model.load_state_dict({key: torch.tensor(value) for key, value in values.items()})
     return model.eval()
 
 
-def inputs(model, seed=0):
+def tensors(shapes, seed=0):
+    """Random values for tensors by name, in norms, biases and positions too."""
+    rng = np.random.default_rng(seed)
+    result = {}
+    for key in sorted(shapes):
+        noise = rng.normal(size=shapes[key])
+        is_norm = "norm_" in key and "attn" in key
+        std = 0.1 if noise.ndim > 1 else 0.2
+        result[key] = np.float32(1.0 + 0.2 * noise if is_norm else std * noise)
+    return result
+
+
+def inputs(c, seed=0):
     """Latents ``[n, C, H, W]`` and text of prompts and of a negative one."""
     rng = np.random.default_rng(seed)
-    c = model.config
-    channels = c.in_channels // (4 if hasattr(c, "axes_dims_rope") else 1)
+    channels = c["in_channels"] // (4 if "axes_dims_rope" in c else 1)
     return dict(
         x=rng.normal(size=(2, channels, HEIGHT, WIDTH)).astype(np.float32),
-        context=rng.normal(size=(3, LENGTH, c.joint_attention_dim)).astype(np.float32),
-        pooled=rng.normal(size=(3, c.pooled_projection_dim)).astype(np.float32),
+        context=rng.normal(size=(3, LENGTH, c["joint_attention_dim"])).astype(
+            np.float32
+        ),
+        pooled=rng.normal(size=(3, c["pooled_projection_dim"])).astype(np.float32),
     )
 
 
