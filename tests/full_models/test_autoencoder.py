@@ -218,6 +218,8 @@ def test_original_names(tmp_path, prefix):
     other = tmp_path / "diffusers.safetensors"
     theirs = {name: np.ascontiguousarray(array) for name, array in theirs.items()}
     safetensors.numpy.save_file(theirs, other)
+    fields = dataclasses.asdict(config) | {"_class_name": "AutoencoderKL"}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
     found = load_autoencoder(file, config=config)
     assert_same_trees(found, load_autoencoder(other, config=config))
     with pytest.raises(ValueError, match="'SD3-VAE' or 'Flux.1-VAE'"):
