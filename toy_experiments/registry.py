@@ -23,6 +23,7 @@ from toy_experiments import (
     score_fields,
     subtract_form,
     trajectories,
+    weak_pass_cost,
 )
 from toy_experiments.common.experiment import Experiment
 
@@ -40,6 +41,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         calibration,
         mask_variance,
         guidance_windows,
+        weak_pass_cost,
         explorer,
         repair,
         power_distribution,

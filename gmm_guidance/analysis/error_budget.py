@@ -29,6 +29,7 @@ from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
 from gmm_guidance.guidance.rule import GuidanceRule, check_rule
+from gmm_guidance.guidance.weak import recomputed
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture, check_mixture
 from gmm_guidance.mixture.parameters import check_label
@@ -262,7 +263,7 @@ def error_budget(
     products, defects = [], []
     for segment in plan_segments(guidance, schedule, Euler()):
         part = slice(segment.start, segment.stop)
-        arrays, static = split((models, segment.rules[0]))
+        arrays, static = split((models, recomputed(segment.rules[0])))
         found, defect = _products(
             static,
             measured,

@@ -47,9 +47,14 @@ from gmm_guidance.blocks.evaluate import Pass, check_denoiser, evaluate_passes
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Schedule, levels_of
 from gmm_guidance.guidance.draws import RandomDraws, UndrawnDraws
-from gmm_guidance.guidance.rule import GuidanceRule, check_rule, full_precision
+from gmm_guidance.guidance.rule import (
+    GuidanceRule,
+    Unguided,
+    check_rule,
+    full_precision,
+)
 from gmm_guidance.guidance.scale import known_scale_at
-from gmm_guidance.guidance.weak import AutoGuidance, WeakTerm
+from gmm_guidance.guidance.weak import WeakTerm
 from gmm_guidance.guidance.windows import Position
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture, check_mixture
 from gmm_guidance.sampling.guided_denoise import num_blocks_of
@@ -257,7 +262,7 @@ def weak_pass_effect(
 
 def _weak_term(
     guidance: GuidanceRule, levels: np.ndarray, num_blocks: int | None
-) -> tuple[WeakTerm | AutoGuidance, np.ndarray, np.ndarray]:
+) -> tuple[WeakTerm, np.ndarray, np.ndarray]:
     """The weak term, the levels ``[s]`` of its steps, and their integral weights."""
     num_steps = len(levels) - 1
     terms: list[Any] = []
@@ -266,7 +271,7 @@ def _weak_term(
     for step in range(num_steps):
         sigma, after = float(levels[step]), float(levels[step + 1])
         term = guidance.at(Position(step / num_steps, sigma, step, num_steps))
-        if not isinstance(term, WeakTerm | AutoGuidance):
+        if not isinstance(term, WeakTerm):
             continue
         terms.append(term)
         used[step] = True
@@ -293,22 +298,19 @@ def _weak_term(
     return terms[0], levels[:-1][used], weights[used]
 
 
-def _weight(term: WeakTerm | AutoGuidance, sigma: float) -> float:
-    scale = term.weak_scale if isinstance(term, WeakTerm) else term.scale
-    value = known_scale_at(scale, sigma)
+def _weight(term: WeakTerm, sigma: float) -> float:
+    value = known_scale_at(term.weak_scale, sigma)
     if value is None:
         raise ValueError(
             "the weight of the weak term must be a number or a SigmaCurve of numbers; "
             "call weak_pass_effect outside jax.jit."
         )
-    return value if isinstance(term, WeakTerm) else value - 1.0
+    return value
 
 
-def _signature(term: WeakTerm | AutoGuidance, num_blocks: int | None) -> Any:
+def _signature(term: WeakTerm, num_blocks: int | None) -> Any:
     """What the weak passes are, comparable; checks that there is one weak term."""
-    if isinstance(term, AutoGuidance):
-        return id(term.weak_model)
-    if isinstance(term.rule, WeakTerm | AutoGuidance):
+    if isinstance(term.rule, WeakTerm):
         raise TypeError(
             "the rule has more than one weak term; measure each by itself, since "
             "first-order changes add up."
@@ -317,9 +319,14 @@ def _signature(term: WeakTerm | AutoGuidance, num_blocks: int | None) -> Any:
         raise ValueError(
             f"form must be 'centered', a multiple of D_c - D_weak, got {term.form!r}."
         )
+    if term.one_sided:
+        raise ValueError(
+            "a one-sided term depends on D_u as well, so that its effect does not "
+            "follow from the weak passes; measure it with one_sided=False."
+        )
     none = jax.random.key(0), jnp.uint32(0), jnp.uint32(0), num_blocks, jnp.zeros(1)
     passes = term.weak_passes(None, term.draw_weak(UndrawnDraws(*none)))
-    return jax.tree.structure(passes)
+    return jax.tree.structure(passes), [id(p.model) for p in passes]
 
 
 class _ExpectedMasks(RandomDraws):
@@ -366,7 +373,7 @@ class _Measured(NamedTuple):
     """The correction ``E[D_c - D_weak]`` of a denoiser."""
 
     denoiser: Any
-    term: WeakTerm | AutoGuidance
+    term: WeakTerm
     num_masks: int
     with_divergence: bool
 
@@ -386,9 +393,7 @@ class _Measured(NamedTuple):
         )
         clean = _draw_mode(data, mode, data_key, num_samples)
         noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
-        term = self.term
-        if isinstance(term, WeakTerm):  # without the rule to which it is added
-            term = dataclasses.replace(term, scale=1.0)  # type: ignore[type-var]
+        term = self.term.added_to(Unguided())
         arrays, static = split((self.denoiser, term))
         options = (self.num_masks, self.with_divergence)
         levels = jnp.asarray(sigmas, clean.dtype)
@@ -435,13 +440,10 @@ def _correct(
 
     def at(inputs):
         sigma, level = inputs
-        if isinstance(term, AutoGuidance):
-            weak: Any = (Pass(label, model=term.weak_model),)
-        else:
-            random = _ExpectedMasks(
-                mask_key, level, num_blocks_of(denoiser), index, num_masks
-            )
-            weak = term.weak_passes(label, term.draw_weak(random))
+        random = _ExpectedMasks(
+            mask_key, level, num_blocks_of(denoiser), index, num_masks
+        )
+        weak = term.weak_passes(label, term.draw_weak(random))
 
         def correction(x):
             outputs = evaluate_passes(denoiser, x, sigma, (Pass(label), weak))

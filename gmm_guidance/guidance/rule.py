@@ -253,6 +253,14 @@ def expected_passes(
     return passes_in(rule.passes(label, jax.eval_shape(draw, jax.random.key(0))))
 
 
+def runs_network(rule: GuidanceRule) -> bool:
+    """Whether a rule has any pass."""
+    try:
+        return bool(expected_passes(rule, None, object()))
+    except TypeError:  # it drops blocks, so it has
+        return True
+
+
 def needs_label(rule: GuidanceRule, num_blocks: int | None) -> bool:
     """Whether a rule contrasts the label with no label, so that it must have one."""
     label = object()

@@ -6,23 +6,25 @@ Most of them add a term to another rule,
 
 with passes ``D_weak`` of the same condition in which blocks are perturbed. The
 coefficients of the term sum to zero, so that it is the same in x0, noise, velocity and
-score. AutoGuidance extrapolates from the prediction of another network.
+score. AutoGuidance extrapolates from the prediction of another network. Any of these
+corrections may be computed every few steps only and held in between.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from typing_extensions import override
 
-from gmm_guidance._runtime.checks import as_float
+from gmm_guidance._runtime.checks import as_concrete, as_float
 from gmm_guidance.blocks.drop import DropDistribution, FixedBlocks, FixedCount
 from gmm_guidance.blocks.evaluate import Pass
 from gmm_guidance.blocks.perturbation import Perturbation, check_amount
-from gmm_guidance.diffusion.denoiser import map_denoised
+from gmm_guidance.diffusion.denoiser import Guided, map_denoised
 from gmm_guidance.guidance.cfg import CFG
 from gmm_guidance.guidance.draws import RandomDraws, Redraw
 from gmm_guidance.guidance.rule import (
@@ -32,12 +34,33 @@ from gmm_guidance.guidance.rule import (
     UpdateRule,
     guidance_rule,
     passes_in,
+    runs_network,
     static_field,
 )
-from gmm_guidance.guidance.scale import Scale, check_scale, known_scale_at, scale_at
+from gmm_guidance.guidance.scale import (
+    Scale,
+    SigmaCurve,
+    check_scale,
+    known_scale_at,
+    scale_at,
+)
+from gmm_guidance.guidance.updates import dot, ratio
 from gmm_guidance.guidance.windows import Position, Window, as_window
 
 Form = Literal["centered", "subtract", "subtract_eps"]
+
+
+class TermState(NamedTuple):
+    """State of a weak term that is held.
+
+    Attributes:
+        base: state of the rule to which it is added.
+        held: the last computed correction in noise, ``(D_c - mean D_weak) / sigma``,
+            ``[n, ...]``.
+    """
+
+    base: Any
+    held: jax.Array
 
 
 class WeakTerm(RuleWrapper):
@@ -46,14 +69,22 @@ class WeakTerm(RuleWrapper):
     A subclass has the fields ``scale`` and ``window``, and defines ``weak_scale`` and
     ``draw_masks``; ``kind`` and ``amount`` are those of ``Perturbation``. The term acts
     inside the window, the other rule always. The state is that of the other rule.
+
+    With a field ``hold`` above 1 the correction is computed in the first step in which
+    the term acts and in every ``hold``-th step from there, by all evaluations of such a
+    step, and the last one is held in between: added at the weight of each noise level,
+    without weak passes. What is held is the change of the predicted noise, ``(D_c -
+    mean D_weak) / sigma``, which varied least along trajectories of most networks.
     """
 
     scale: Scale | GuidanceRule
-    window: Window | tuple[float, float] | None
+    window: Window | tuple[float, float] | None = None
     kind: str = "drop"
     amount: ArrayLike | None = None
     form: Form = "centered"
     redraw: Redraw = "step"
+    hold: int = 1
+    one_sided: bool = False
 
     @property
     def weak_scale(self) -> Scale:
@@ -79,6 +110,10 @@ class WeakTerm(RuleWrapper):
             return self.scale
         return Unguided() if as_float(self.scale) == 1.0 else CFG(self.scale)
 
+    def added_to(self, base: GuidanceRule) -> WeakTerm:
+        """The term added to another rule in all steps."""
+        return dataclasses.replace(self, scale=base, window=None)  # type: ignore[type-var]
+
     @override
     def at(self, position: Position) -> GuidanceRule:
         base = self.rule.at(position)
@@ -89,7 +124,17 @@ class WeakTerm(RuleWrapper):
         )
         if not acts:
             return base
-        return dataclasses.replace(self, scale=base, window=None)  # type: ignore[type-var]
+        term = self.added_to(base)
+        if self.hold == 1:
+            return term
+        if not runs_network(base):  # nothing is added, so nothing is held either
+            return base
+        return Held(term) if position.steps_acting(self) % self.hold else term
+
+    @override
+    def init(self, x: jax.Array) -> Any:
+        base = super().init(x)
+        return base if self.hold == 1 else TermState(base, jnp.zeros_like(x))
 
     @override
     def without_weak_passes(self) -> GuidanceRule:
@@ -106,24 +151,42 @@ class WeakTerm(RuleWrapper):
         if self._is_off() or not passes_in(base):
             return {"base": base}
         weak = self.weak_passes(label, draws["weak"])
-        return {"base": base, "cond": Pass(label), "weak": weak}
+        others = {"uncond": Pass(None)} if self.one_sided else {}
+        return {"base": base, "cond": Pass(label), "weak": weak, **others}
 
     @override
     def combine(self, outputs, x, sigma, state):
-        guided, state = super().combine(outputs["base"], x, sigma, state)
-        if "weak" not in outputs:
+        base = state.base if self.hold > 1 else state
+        guided, base = super().combine(outputs["base"], x, sigma, base)
+        push = self._correction(outputs, x) if "weak" in outputs else None
+        if self.hold > 1:
+            held = state.held if push is None else push / sigma
+            state = TermState(base, held)
+        else:
+            state = base
+        if push is None:
             return guided, state
+        return self.add(push, guided, outputs, sigma), state
+
+    def add(
+        self, push: jax.Array, guided: Guided, outputs: dict[str, Any], sigma: jax.Array
+    ) -> Guided:
+        """The guided value with a correction ``[n, ...]`` added to it."""
+        term = scale_at(self.weak_scale, sigma) * push
+        if self.one_sided:
+            term = without_part_along(term, outputs["cond"] - outputs["uncond"])
+        return map_denoised(lambda d: d + term, guided)
+
+    def _correction(self, outputs: dict[str, Any], x: jax.Array) -> jax.Array:
         weak = jnp.stack(outputs["weak"])
         # The mean of differences, not the difference of means: exactly zero where the
         # weak passes equal the conditional one.
         if self.form == "centered":
-            push = jnp.mean(outputs["cond"][None] - weak, axis=0)
-        elif self.form == "subtract":
-            push = -jnp.mean(weak, axis=0)
-        else:  # eps - w eps_weak, with eps = (x - D) / sigma
-            push = jnp.mean(x[None] - weak, axis=0)
-        weight = scale_at(self.weak_scale, sigma)
-        return map_denoised(lambda d: d + weight * push, guided), state
+            return jnp.mean(outputs["cond"][None] - weak, axis=0)
+        if self.form == "subtract":
+            return -jnp.mean(weak, axis=0)
+        # eps - w eps_weak, with eps = (x - D) / sigma
+        return jnp.mean(x[None] - weak, axis=0)
 
     def _is_off(self) -> bool:
         return as_float(self.weak_scale) == 0.0
@@ -144,6 +207,42 @@ def weak_pass(label: Any, kind: str, amount: Any, drawn: Any) -> Pass:
         return Pass(label, drop=drawn)
     blocks, key = drawn if kind == "shuffle" else (drawn, None)
     return Pass(label, perturb=Perturbation(kind, blocks, amount, key))
+
+
+@guidance_rule
+class Held(RuleWrapper):
+    """A weak term in a step in which its correction is held: without weak passes."""
+
+    rule: WeakTerm
+
+    @override
+    def passes(self, label: Any, draws: Any) -> Any:
+        outputs = {"base": self.rule.rule.passes(label, draws["base"])}
+        if self.rule.one_sided:
+            outputs |= {"cond": Pass(label), "uncond": Pass(None)}
+        return outputs
+
+    @override
+    def combine(self, outputs, x, sigma, state):
+        term = self.rule
+        guided, base = term.rule.combine(outputs["base"], x, sigma, state.base)
+        guided = term.add(sigma * state.held, guided, outputs, sigma)
+        return guided, TermState(base, state.held)
+
+
+def recomputed(rule: GuidanceRule) -> GuidanceRule:
+    """A rule as ``at`` returns it, with every correction computed and none held."""
+    return jax.tree.map(
+        lambda node: recomputed(node.rule) if isinstance(node, Held) else node,
+        rule,
+        is_leaf=lambda node: isinstance(node, Held),
+    )
+
+
+def without_part_along(term: jax.Array, direction: jax.Array) -> jax.Array:
+    """``term`` without its component along ``direction`` where that is positive."""
+    along = ratio(dot(term, direction), dot(direction, direction), 0.0)
+    return term - jnp.maximum(along, 0.0) * direction
 
 
 @guidance_rule
@@ -179,6 +278,11 @@ class S2Guidance(WeakTerm):
             perturbed-attention guidance in random layers, of which no publication is
             known.
         amount: strength of the perturbation; ``None`` is the full one.
+        hold: the correction is computed every ``hold``-th step from the first one
+            inside the window on, and held in between; 1 = every step. Divides the cost
+            of the term by ``hold``.
+        one_sided: remove the part of the term along ``D_c - D_u`` where it points with
+            CFG, by sample. Needs ``D_u``, at no cost beside CFG.
 
     Raises:
         ValueError: for a scale that is not finite, a count below 1, an unknown form, an
@@ -200,11 +304,14 @@ class S2Guidance(WeakTerm):
     per_sample: bool = static_field(default=False)
     kind: str = static_field(default="drop")
     amount: ArrayLike | None = None
+    hold: int = static_field(default=1)
+    one_sided: bool = static_field(default=False)
 
     def __post_init__(self):
         check_scale("scale", self.scale)
         check_scale("s2_scale", self.s2_scale)
         check_amount(self.kind, self.amount)
+        _check_hold(self.hold)
         FixedCount(self.num_dropped, self.protected)
         as_window(self.window)
         if self.num_masks != "all" and self.num_masks < 1:
@@ -236,6 +343,7 @@ class ListedBlocks(WeakTerm):
         check_scale("scale", self.scale)
         check_scale("weight of the weak term", self.weak_scale)
         check_amount(self.kind, self.amount)
+        _check_hold(self.hold)
         FixedBlocks(self.blocks)
         as_window(self.window)
 
@@ -262,6 +370,7 @@ class SkipLayer(ListedBlocks):
         kind: ``"drop"`` skips whole blocks, ``"drop_attention"`` or ``"drop_mlp"`` one
             of their branches.
         amount: part that is left out, in [0, 1]; ``None`` leaves out all.
+        hold: as in ``S2Guidance``.
 
     Raises:
         ValueError: for a scale that is not finite, no or repeated blocks, an amount out
@@ -277,6 +386,7 @@ class SkipLayer(ListedBlocks):
     window: Window | tuple[float, float] | None = static_field(default=(0.01, 0.2))
     kind: str = static_field(default="drop")
     amount: ArrayLike | None = None
+    hold: int = static_field(default=1)
 
     @property
     @override
@@ -301,6 +411,7 @@ class PAG(ListedBlocks):
         kind: ``"identity"``, or ``"identity_image"`` where text tokens take part in the
             attention and keep theirs.
         amount: part of the identity in the map, in [0, 1]; ``None`` is 1.
+        hold: as in ``S2Guidance``.
     """
 
     scale: Scale | GuidanceRule
@@ -309,6 +420,7 @@ class PAG(ListedBlocks):
     window: Window | tuple[float, float] | None = static_field(default=None)
     kind: str = static_field(default="identity")
     amount: ArrayLike | None = None
+    hold: int = static_field(default=1)
 
     @property
     @override
@@ -331,6 +443,7 @@ class SEG(ListedBlocks):
         window: where the term acts, as in ``S2Guidance``.
         sigma: standard deviation of the Gaussian blur in tokens of the grid, 0 = off;
             ``None`` is infinite: all tokens ask with the mean query.
+        hold: as in ``S2Guidance``.
     """
 
     scale: Scale | GuidanceRule
@@ -338,6 +451,7 @@ class SEG(ListedBlocks):
     seg_scale: Scale = 3.0
     window: Window | tuple[float, float] | None = static_field(default=None)
     sigma: ArrayLike | None = None
+    hold: int = static_field(default=1)
     kind = "grid_blur"
 
     @property
@@ -366,6 +480,7 @@ class STG(ListedBlocks):
         window: where the term acts, as in ``S2Guidance``.
         kind: ``"drop"`` (the authors' code), ``"identity"`` (``values`` in LTX), or
             ``"drop_attention"``.
+        hold: as in ``S2Guidance``.
     """
 
     scale: Scale | GuidanceRule
@@ -373,6 +488,7 @@ class STG(ListedBlocks):
     stg_scale: Scale = 1.0
     window: Window | tuple[float, float] | None = static_field(default=None)
     kind: str = static_field(default="drop")
+    hold: int = static_field(default=1)
 
     @property
     @override
@@ -396,6 +512,7 @@ class TPG(ListedBlocks):
         window: where the term acts, as in ``S2Guidance``.
         amount: range of the moves, in [0, 1]; ``None`` permutes freely.
         redraw: a new permutation each ``"step"``, ``"evaluation"``, or ``"run"``.
+        hold: as in ``S2Guidance``.
     """
 
     scale: Scale | GuidanceRule
@@ -404,6 +521,7 @@ class TPG(ListedBlocks):
     window: Window | tuple[float, float] | None = static_field(default=None)
     amount: ArrayLike | None = None
     redraw: Redraw = static_field(default="step")
+    hold: int = static_field(default=1)
     kind = "shuffle"
 
     @property
@@ -479,34 +597,64 @@ class WeakUnconditional(UpdateRule):
 
 
 @guidance_rule
-class AutoGuidance(UpdateRule):
+class AutoGuidance(WeakTerm):
     """Extrapolation from a worse model: ``D_w + scale (D_c - D_w)``. 1 = off.
 
     Karras et al. 2024 (arXiv 2406.02507). The worse model is a smaller or less trained
-    denoiser of the same data, given the same label. Two passes, one of each model.
+    denoiser of the same data, given the same label. Two passes, one of each model. It
+    is the weak term ``(scale - 1) (D_c - D_w)`` added to ``D_c``.
 
     Args:
         weak_model: any denoiser.
         scale: total scale; 1 = off.
+        hold: the worse model is evaluated every ``hold``-th step only, as in
+            ``S2Guidance``.
 
     Raises:
-        ValueError: if the scale is not finite.
+        ValueError: if the scale is not finite, or ``hold`` below 1.
     """
 
     weak_model: Any
     scale: Scale = 2.0
+    hold: int = static_field(default=1)
 
+    def __post_init__(self):
+        check_scale("scale", self.scale)
+        _check_hold(self.hold)
+
+    @property
     @override
-    def without_weak_passes(self) -> GuidanceRule:
+    def rule(self) -> GuidanceRule:  # type: ignore[override]
         return Unguided()
 
     @override
-    def passes(self, label: Any, draws: Any) -> Any:
-        return Pass(label, model=self.weak_model), Pass(label)
+    def added_to(self, base: GuidanceRule) -> WeakTerm:
+        return self
+
+    @property
+    @override
+    def weak_scale(self) -> Scale:
+        if not isinstance(self.scale, SigmaCurve):
+            return self.scale - 1.0
+        values = as_concrete(self.scale.values)
+        less = (self.scale.values if values is None else values) - 1.0
+        return dataclasses.replace(self.scale, values=less)
 
     @override
-    def update(self, uncond, cond, x, sigma, state):
-        return cond - uncond, state
+    def draw_masks(self, random: RandomDraws) -> Any:
+        return ()
+
+    @override
+    def weak_passes(self, label: Any, masks: Any) -> tuple[Pass, ...]:
+        return (Pass(label, model=self.weak_model),)
+
+
+def _check_hold(hold: int) -> None:
+    if not (isinstance(hold, int) and hold >= 1):
+        raise ValueError(
+            f"hold must be a number of steps of at least 1, got {hold!r}; 1 computes "
+            f"the correction in every step."
+        )
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

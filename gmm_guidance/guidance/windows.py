@@ -24,6 +24,8 @@ class Position:
         num_steps: number of steps, N.
         windows: the windows tested so far, by name, and whether one of the evaluations
             was inside. All positions of a run have the same dictionary.
+        stretches: the terms that act, with the first and the last step of their present
+            stretch; likewise.
     """
 
     fraction: float
@@ -31,6 +33,10 @@ class Position:
     step: int
     num_steps: int
     windows: dict[str, bool] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    stretches: dict[int, tuple[Any, int, int]] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
 
@@ -48,6 +54,21 @@ class Position:
         name = f"the window {window} of {type(owner).__name__}"
         self.windows[name] = self.windows.get(name, False) or inside
         return inside
+
+    def steps_acting(self, term: Any) -> int:
+        """How many steps before this one a term has acted without a break.
+
+        For ``GuidanceRule.at``, which is called in the order of the steps. To be called
+        at each evaluation in which the term acts.
+
+        Args:
+            term: the same object at each call.
+        """
+        _, first, last = self.stretches.get(id(term), (term, self.step, self.step))
+        if self.step > last + 1:
+            first = self.step
+        self.stretches[id(term)] = (term, first, self.step)  # keeps the object alive
+        return self.step - first
 
     def check_windows(self) -> None:
         """Check that each window tested in this run contains an evaluation.

@@ -25,8 +25,13 @@ from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
 from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, check_rule
+from gmm_guidance.guidance.weak import TermState
 from gmm_guidance.sampling.guided_denoise import apply_rule, check_label, num_blocks_of
-from gmm_guidance.sampling.segments import plan_segments, same_structure
+from gmm_guidance.sampling.segments import (
+    find_loops,
+    plan_segments,
+    same_structure,
+)
 from gmm_guidance.sampling.solvers import Solver, Step, as_solver
 from gmm_guidance.sharding.batches import run_divided
 from gmm_guidance.sharding.mesh import as_mesh, divides_parameters
@@ -120,8 +125,9 @@ def guided_sample(
             f"{jnp.shape(initial)}."
         )
     segments = plan_segments(guidance, schedule, solver)
-    rules = tuple(s.rules for s in segments)
-    check_label(label, denoiser, sum(rules, ()), guidance)
+    check_label(label, denoiser, sum((s.rules for s in segments), ()), guidance)
+    loops = find_loops(segments)
+    rules = tuple(tuple(s.rules for s in loop.body) for loop in loops)
     if mesh is not None and divides_parameters(mesh) and is_block_stack(denoiser):
         denoiser = Pinned(denoiser, mesh)
     arrays, static = split((denoiser, rules))
@@ -129,7 +135,13 @@ def guided_sample(
     if mesh is not None:
         arrays, key, sigmas = replicate((arrays, key, sigmas), mesh)
     program = _Program(
-        tuple((s.start, s.stop, s.is_final) for s in segments),
+        tuple(
+            _Loop(
+                tuple((s.start, s.stop - s.start, s.is_final) for s in loop.body),
+                loop.repeats,
+            )
+            for loop in loops
+        ),
         static,
         solver,
         shape,
@@ -156,18 +168,31 @@ def guided_sample(
     return (samples, path) if trajectory else samples
 
 
+class _Loop(NamedTuple):
+    """A ``Loop`` without its rules.
+
+    Attributes:
+        parts: of each segment of the body, its first step, its number of steps, and
+            whether it is the final step of the run.
+        repeats: how often the body is run.
+    """
+
+    parts: tuple[tuple[int, int, bool], ...]
+    repeats: int
+
+
 class _Program(NamedTuple):
     """What a run compiles to: everything static.
 
     Attributes:
-        segments: first step, step after the last, and whether it is the final step.
+        loops: the segments of each loop, and how often they follow each other.
         static: the static part of the denoiser and of the rules of each segment.
         solver: the solver.
         sample_shape: shape of one sample.
         trajectory: whether the state at each noise level is returned.
     """
 
-    segments: tuple[tuple[int, int, bool], ...]
+    loops: tuple[_Loop, ...]
     static: Static
     solver: Solver
     sample_shape: tuple[int, ...]
@@ -191,7 +216,7 @@ def _run(
     batch: _Batch,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Samples, and their trajectory ``[steps + 1, n, ...]`` if asked for."""
-    denoiser, segment_rules = join(arrays, program.static)
+    denoiser, loop_rules = join(arrays, program.static)
     solver = program.solver
     start_key, mask_key, churn_key = jax.random.split(key, 3)
 
@@ -202,15 +227,9 @@ def _run(
             )
         )(batch.indices)
 
-    x = sigmas[0] * noise_of(start_key) if batch.initial is None else batch.initial
-    carry = solver.init(x)
-    state: Any = ()
-    paths = [x[None]]
-    for (start, stop, is_final), rules in zip(
-        program.segments, segment_rules, strict=True
-    ):
-        state = _carry_over(state, _first_state(rules, x))
-        steps = jnp.arange(start, stop, dtype=jnp.uint32)
+    def inputs_of(first, count, rules, is_final):
+        """What ``count`` steps of a segment need."""
+        steps = first + jnp.arange(count, dtype=jnp.uint32)
         # All random masks of the segment at once, as data: the loop stays pure.
         draws = _draw(
             rules,
@@ -220,9 +239,11 @@ def _run(
             ),
             steps,
         )
+        return steps, sigmas[steps], sigmas[steps + 1], draws
 
-        def advance(loop, inputs, rules=rules, is_final=is_final):
-            x, carry, state = loop
+    def run_segment(run, inputs, rules, is_final):
+        def advance(run, inputs):
+            x, carry, state = run
             i, sigma, sigma_next, draws = inputs
             denoise = _GuidedDenoiser(denoiser, batch.label, rules, draws)
             step = Step(
@@ -235,10 +256,42 @@ def _run(
             x, carry, state = solver.step(denoise, x, step, carry, state)
             return (x, carry, state), (x if program.trajectory else None)
 
-        inputs = (steps, sigmas[start:stop], sigmas[start + 1 : stop + 1], draws)
-        (x, carry, state), path = jax.lax.scan(advance, (x, carry, state), inputs)
-        paths.append(path)
-    return x, (jnp.concatenate(paths) if program.trajectory else None)
+        x, carry, state = run
+        state = _carry_over(state, _first_state(rules, x))
+        return jax.lax.scan(advance, (x, carry, state), inputs)
+
+    x = sigmas[0] * noise_of(start_key) if batch.initial is None else batch.initial
+    run: Any = (x, solver.init(x), ())
+    paths = [x[None]]
+    for (parts, repeats), body_rules in zip(program.loops, loop_rules, strict=True):
+        body = list(zip(parts, body_rules, strict=True))
+        period = sum(count for _, count, _ in parts)
+
+        def run_body(run, inputs, body=body):
+            found = []
+            for ((_, _, is_final), rules), own in zip(body, inputs, strict=True):
+                run, path = run_segment(run, own, rules, is_final)
+                found.append(path)
+            return run, (jnp.concatenate(found) if program.trajectory else None)
+
+        def inputs_from(first, body=body):
+            return [
+                inputs_of(first + (start - body[0][0][0]), count, rules, is_final)
+                for (start, count, is_final), rules in body
+            ]
+
+        firsts = np.uint32(parts[0][0]) + period * np.arange(repeats, dtype=np.uint32)
+        states = [_first_state(rules, x) for rules in body_rules]
+        if repeats > 1 and all(same_structure(states[0], s) for s in states):
+            run = (*run[:2], _carry_over(run[2], states[0]))
+            inputs = jax.vmap(inputs_from)(firsts)
+            run, path = jax.lax.scan(run_body, run, inputs)
+            paths.append(path if path is None else path.reshape(-1, *x.shape))
+        else:
+            for first in firsts:
+                run, path = run_body(run, inputs_from(first))
+                paths.append(path)
+    return run[0], (jnp.concatenate(paths) if program.trajectory else None)
 
 
 class _GuidedDenoiser(NamedTuple):
@@ -298,8 +351,16 @@ def _first_state(rules: tuple[GuidanceRule, ...], x: jax.Array) -> Any:
 
 
 def _carry_over(state: Any, fresh: Any) -> Any:
-    """A rule's state across segments: kept where the next rule has the same."""
-    return state if same_structure(state, fresh) else fresh
+    """A rule's state across segments: kept where the next rule has the same.
+
+    The state of a rule is kept as well where a held term is added to it or ends.
+    """
+    if same_structure(state, fresh):
+        return state
+    if isinstance(fresh, TermState):
+        base = state.base if isinstance(state, TermState) else state
+        return fresh._replace(base=_carry_over(base, fresh.base))
+    return _carry_over(state.base, fresh) if isinstance(state, TermState) else fresh
 
 
 def _sample_shape(denoiser, sample_shape, initial) -> tuple[int, ...]:

@@ -19,6 +19,9 @@ from gmm_guidance.guidance.rule import GuidanceRule
 from gmm_guidance.guidance.windows import Position
 from gmm_guidance.sampling.solvers import Solver
 
+# Terms held over 2 and over 3 steps repeat after 6, in at most as many segments.
+_LONGEST_BODY = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -77,6 +80,51 @@ def plan_segments(
             segments.append(Segment(step, step + 1, is_final, rules))
     start.check_windows()
     return tuple(segments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """Segments that follow each other several times: one compiled body.
+
+    Attributes:
+        body: the segments of the first repeat, of which all others are copies.
+        repeats: how often they follow each other, at least once.
+    """
+
+    body: tuple[Segment, ...]
+    repeats: int
+
+
+def find_loops(segments: tuple[Segment, ...]) -> tuple[Loop, ...]:
+    """The same segments in order, repeated ones as the body of a loop.
+
+    A correction that is computed every m-th step makes two segments of each m steps:
+    one step with weak passes, and m - 1 without.
+    """
+    loops, start = [], 0
+    while start < len(segments):
+        size, repeats = 1, 1
+        for candidate in range(2, min(_LONGEST_BODY, (len(segments) - start) // 2) + 1):
+            found = _repeats(segments[start:], candidate)
+            if found > 1:
+                size, repeats = candidate, found
+                break
+        loops.append(Loop(segments[start : start + size], repeats))
+        start += size * repeats
+    return tuple(loops)
+
+
+def _repeats(segments: tuple[Segment, ...], size: int) -> int:
+    """How often the first ``size`` segments follow each other."""
+    count = 1
+    while (count + 1) * size <= len(segments) and all(
+        a.stop - a.start == b.stop - b.start
+        and a.is_final == b.is_final
+        and _same(a.rules, b.rules)
+        for a, b in zip(segments, segments[count * size :][:size], strict=False)
+    ):
+        count += 1
+    return count
 
 
 def same_structure(a: Any, b: Any) -> bool:

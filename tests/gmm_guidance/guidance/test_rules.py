@@ -216,7 +216,7 @@ def test_a_rule_must_define_its_two_methods():
         (lambda: S2Guidance(2.0, -math.inf), "s2_scale must be finite, got -inf"),
         (lambda: S2Guidance(2.0, num_dropped=0), "num_dropped must be at least 1"),
         (lambda: S2Guidance(2.0, num_masks=0), 'at least 1 or "all", got 0'),
-        (lambda: S2Guidance(2.0, form="centred"), "form must be .* 'centred'"),
+        (lambda: S2Guidance(2.0, form="middle"), "form must be .* 'middle'"),
         (lambda: S2Guidance(2.0, redraw="never"), "redraw must be .* 'never'"),
         (lambda: S2Guidance(2.0, window=(0.9, 0.1)), "0 <= lo < hi <= 1"),
         (lambda: Windowed(CFG(2.0), (0.5, 0.5)), "0 <= lo < hi <= 1"),
