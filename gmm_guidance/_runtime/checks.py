@@ -21,8 +21,11 @@ import numpy as np
 
 
 def as_concrete(value: Any) -> np.ndarray | None:
-    """The value as a NumPy array; ``None`` while traced, or in other processes."""
-    if isinstance(value, jax.core.Tracer):
+    """The value as a NumPy array; ``None`` while traced, or in other processes.
+
+    A tuple or list is traced if one of its numbers is.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         return None
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None

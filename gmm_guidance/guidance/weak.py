@@ -637,8 +637,9 @@ class AutoGuidance(WeakTerm):
         if not isinstance(self.scale, SigmaCurve):
             return self.scale - 1.0
         values = as_concrete(self.scale.values)
-        less = (self.scale.values if values is None else values) - 1.0
-        return dataclasses.replace(self.scale, values=less)
+        if values is None:
+            values = jnp.asarray(self.scale.values)
+        return dataclasses.replace(self.scale, values=values - 1.0)
 
     @override
     def draw_masks(self, random: RandomDraws) -> Any:
