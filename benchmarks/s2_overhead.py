@@ -121,12 +121,15 @@ def dit_overhead(
 def dit_run(
     name: str = "DiT-S/2", batch: int = 2, repeats: int = 3, **changes: Any
 ) -> dict[str, Any]:
-    """Whole runs of 20 steps with the window, against what the drawn blocks cost."""
+    """Whole runs of 20 steps with the window, against what the drawn blocks cost.
+
+    S² with its correction in each step, and held over 3 and 6 steps.
+    """
     network = random_network(name, **changes)
     labels = jnp.arange(batch) % network.num_labels
     depth = network.num_blocks
     schedule = gg.DDPMSteps(_STEPS)
-    rule = gg.S2Guidance(4.0, window=_WINDOW)
+    rules = {hold: gg.S2Guidance(4.0, window=_WINDOW, hold=hold) for hold in (1, 3, 6)}
 
     def sample(guidance, seed):
         return lambda: gg.guided_sample(
@@ -139,28 +142,30 @@ def dit_run(
             solver="euler",
         )
 
-    times = alternating(
-        {
-            "cfg": lambda: [sample(gg.CFG(4.0), s)() for s in range(2)],
-            "s2": lambda: [sample(rule, s)() for s in range(2)],
-        },
-        repeats=repeats,
-    )
-    ratio = np.array(times["s2"]) / np.array(times["cfg"])
-    firsts = np.concatenate([_firsts(rule, seed, depth) for seed in range(2)])
-    own = len(_window_steps()) / _STEPS * np.mean(depth - 1 - firsts) / depth
-    expected = gg.expected_cost(rule, schedule, depth, solver="euler")
+    def twice(guidance):
+        return lambda: [sample(guidance, seed)() for seed in range(2)]
+
+    runs = {"cfg": twice(gg.CFG(4.0))}
+    runs |= {f"hold {hold}": twice(rule) for hold, rule in rules.items()}
+    times = alternating(runs, repeats=repeats)
     compute = network.config.compute_dtype
-    return {
-        f"S² run over CFG run, {name}, {depth} blocks, batch {batch}, {compute}": {
+    title = f"S² run over CFG run, {name}, {depth} blocks, batch {batch}, {compute}"
+    results: dict[str, Any] = {}
+    for hold, rule in rules.items():
+        seconds = times[f"hold {hold}"]
+        ratio = np.array(seconds) / np.array(times["cfg"])
+        firsts = np.array([_firsts(rule, seed, depth)[::hold] for seed in range(2)])
+        own = firsts.shape[1] / _STEPS * np.mean(depth - 1 - firsts) / depth
+        expected = gg.expected_cost(rule, schedule, depth, solver="euler")
+        results[title if hold == 1 else f"{title}, hold {hold}"] = {
             "measured_percent": 100 * float(np.median(ratio)) - 100,
             "arithmetic_percent_of_these_draws": 50 * own,
             "arithmetic_percent_expected": 50 * expected.shared / _STEPS - 100,
             "arithmetic_percent_separate": 50 * expected.separate / _STEPS - 100,
             "cfg_images_per_second": 2 * batch / float(np.median(times["cfg"])),
-            "s2_images_per_second": 2 * batch / float(np.median(times["s2"])),
+            "s2_images_per_second": 2 * batch / float(np.median(seconds)),
         }
-    }
+    return results
 
 
 def _programs(label: jax.Array) -> dict[str, Any]:
