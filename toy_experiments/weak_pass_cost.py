@@ -231,7 +231,7 @@ def rule_distances(
 ) -> Arrays:
     """W2 to ``p(x | label)``, mean over labels and masks: ``[seeds, scales]``."""
     schedule = relative_schedule(_MIXTURE, num_steps)
-    labels, start = balanced_start(_MIXTURE, schedule, num_samples, 0)
+    labels, start = balanced_start(make_mixture(_MIXTURE), schedule, num_samples, 0)
     mixture, distances = make_mixture(_MIXTURE), []
     for seed, (network, own) in enumerate(zip(networks, rules, strict=True)):
         keys = jax.random.split(jax.random.key(1000 + seed), num_draws)

@@ -636,7 +636,7 @@ class AutoGuidance(WeakTerm):
     def weak_scale(self) -> Scale:
         if not isinstance(self.scale, SigmaCurve):
             return self.scale - 1.0
-        values = as_concrete(self.scale.values)
+        values: Any = as_concrete(self.scale.values)
         if values is None:
             values = jnp.asarray(self.scale.values)
         return dataclasses.replace(self.scale, values=values - 1.0)

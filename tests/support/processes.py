@@ -21,7 +21,8 @@ def environment(devices: int = 1) -> dict[str, str]:
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PJRT_NPROC": str(max(4 * devices, os.cpu_count() or 1)),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices}",
     }
 
 

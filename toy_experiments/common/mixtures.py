@@ -41,7 +41,8 @@ def make_mixture(name: MixtureName, std: float = 1.0) -> gg.GaussianMixture:
 
 def relative_schedule(name: MixtureName, num_steps: int) -> gg.Karras:
     """Noise levels in proportion to the data: 0.0005 to 20 standard deviations."""
-    scale = float(make_mixture(name).scale)
+    with jax.ensure_compile_time_eval():  # also inside of a traced program
+        scale = float(make_mixture(name).scale)
     return gg.Karras(num_steps, 0.0005 * scale, 20.0 * scale)
 
 
