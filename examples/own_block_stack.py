@@ -13,8 +13,7 @@ class Halving:
     """Each block halves the distance of the state to the exact denoiser's value."""
 
     exact: gg.ExactDenoiser
-    num_blocks: int = dataclasses.field(default=5, metadata={"static": True})
-    sample_shape = (1,)
+    num_blocks, sample_shape = 5, (1,)
 
     def embed(self, x, sigma, label):
         return x, self.exact(x, sigma, label)  # state entering block 0, context
@@ -28,10 +27,11 @@ class Halving:
 
 def main():
     exact = gg.ExactDenoiser(gg.presets.two_modes())
-    target = gg.quantile_map(exact, 1)
+    schedule = gg.default_schedule(exact)
+    target = gg.quantile_map(exact, 1, schedule=schedule)
     for s2_scale in (0.0, 0.25, 0.5, 1.0):
         rule = gg.S2Guidance(1.0, s2_scale, window=None)
-        quantiles = gg.quantile_map(Halving(exact), 1, guidance=rule)
+        quantiles = gg.quantile_map(Halving(exact), 1, schedule=schedule, guidance=rule)
         distance = gg.metrics.wasserstein_1d(quantiles, target)
         print(f"s2_scale {s2_scale:.2f}: W2 to the exact denoiser {distance:.6f}")
 

@@ -48,9 +48,9 @@ def sweep_traces_once_and_starts_unguided(output):
     lines = output.splitlines()
     assert len(lines) == 21 and lines[-1] == "traced 1 time"
     scale, shift, width, distance = numbers(lines[0].replace("W2", ""))
-    assert (scale, distance) == (1.0, pytest.approx(0.055, abs=0.01))
-    assert shift == pytest.approx(-0.051, abs=0.01)  # the finite sigma_max
-    assert width == pytest.approx(1.011, abs=0.01)
+    assert (scale, distance) == (1.0, pytest.approx(0.052, abs=0.005))
+    assert shift == pytest.approx(-0.049, abs=0.005)  # the finite sigma_max
+    assert width == pytest.approx(1.001, abs=0.005)
 
 
 def s2_repairs_the_halving_stack(output):

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SAYS = re.compile(r"#\s*->\s*(.*)$", re.MULTILINE)
-SPREAD = re.compile(r"± (\d+\.\d+)")
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?")
 
 
@@ -55,8 +54,6 @@ def same_line(says: str, shown: str) -> None:
     for a, b in zip(NUMBER.findall(says), NUMBER.findall(shown), strict=True):
         digits = len(a.partition(".")[2])
         tolerance = 3 * 10.0**-digits if digits else 0.0
-        if spread := SPREAD.search(says):  # particles resampled by their last bits
-            tolerance = max(tolerance, float(spread[1]) / 5)
         assert float(b) == pytest.approx(float(a), abs=tolerance), (says, shown)
 
 
