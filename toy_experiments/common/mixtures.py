@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import scipy.special
 
