@@ -341,7 +341,9 @@ class ListedBlocks(WeakTerm):
 
     def __post_init__(self):
         check_scale("scale", self.scale)
-        check_scale("weight of the weak term", self.weak_scale)
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        weight = next(name for name in names if name.endswith("_scale"))
+        check_scale(weight, getattr(self, weight))
         check_amount(self.kind, self.amount)
         _check_hold(self.hold)
         FixedBlocks(self.blocks)
