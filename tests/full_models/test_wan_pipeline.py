@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.optional import needs
 
 import gmm_guidance as gg
 from full_models import WanConfig, load_autoencoder, load_weights, wan_schedule
@@ -21,6 +22,7 @@ CONFIG = WanConfig(
 
 
 @pytest.mark.ci
+@needs("torch", "diffusers", "transformers")
 def test_latents_and_video_are_those_of_diffusers(tmp_path):
     """CFG 5, five steps of UniPC on the levels of diffusers, without its encoder."""
     from oracles import wans

@@ -11,36 +11,43 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def environment(devices: int = 1) -> dict[str, str]:
+def environment(devices: int = 1, as_users: bool = False) -> dict[str, str]:
     """A process' environment with so many simulated devices.
 
     XLA takes as many threads as the machine has cores. On few cores, devices that wait
-    for each other in a collective operation may occupy all of them and stall.
+    for each other in a collective operation may occupy all of them and stall. With
+    ``as_users`` programs are compiled with XLA's own settings, for comparisons of bits.
     """
+    flags = "" if as_users else os.environ.get("XLA_FLAGS", "")
+    settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"} if as_users else {}
     return {
         **os.environ,
+        **settings,
         "JAX_PLATFORMS": "cpu",
         "PJRT_NPROC": str(max(4 * devices, os.cpu_count() or 1)),
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-        f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
     }
 
 
-def start(command: list[str], devices: int = 1) -> subprocess.Popen[str]:
+def start(
+    command: list[str], devices: int = 1, as_users: bool = False
+) -> subprocess.Popen[str]:
     """``python command...``, its output caught."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env=environment(devices),
+        env=environment(devices, as_users),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def run_python(code: str, devices: int = 1, seconds: float = 300) -> str:
+def run_python(
+    code: str, devices: int = 1, seconds: float = 300, as_users: bool = False
+) -> str:
     """The output of a program; it must end well."""
-    process = start(["-c", code], devices)
+    process = start(["-c", code], devices, as_users)
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output
     return output

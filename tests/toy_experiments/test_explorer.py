@@ -94,7 +94,9 @@ def test_outputs_are_those_of_the_sampler(data, network):
         initial=jnp.asarray(start, jnp.float32),
     )
     wanted = np.sort(np.asarray(samples)[:, 0])
-    np.testing.assert_allclose(data["outputs/under"][2, 1], wanted, rtol=1e-4)
+    np.testing.assert_allclose(
+        data["outputs/under"][2, 1], wanted, rtol=1e-4, atol=1e-3
+    )
     exact = data["outputs/exact"]
     np.testing.assert_array_equal(exact[:, 0], exact[:, 2])  # omega changes nothing
     assert (exact[0] != exact[1]).all()

@@ -38,7 +38,7 @@ def draw(denoiser=CORNERS, label=1, key=KEY, num_samples=4, **options):
         ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"first_index": -1}, ValueError, "first_index must be at least 0, got -1"),
-        ({"label": 5}, ValueError, r"label must be in 0\.\.3 \(or 4.*got \[5\]"),
+        ({"label": 5}, ValueError, r"label must be in 0\.\.3 or 4 .*got \[5\]"),
         ({"label": -1}, ValueError, r"label must be in 0\.\.3.*got \[-1\]"),
         ({"label": np.array([0, 9, 1, 7])}, ValueError, r"got \[7, 9\]"),
         (

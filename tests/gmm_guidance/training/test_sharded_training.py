@@ -69,7 +69,7 @@ print("RESULT" + json.dumps(result))
 def four(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "run"
     code = textwrap.dedent(_PROGRAM).replace("CHECK", repr(str(folder)))
-    return json.loads(run_python(code, devices=4).split("RESULT")[1])
+    return json.loads(run_python(code, devices=4, as_users=True).split("RESULT")[1])
 
 
 @pytest.mark.ci

@@ -52,7 +52,7 @@ def test_the_network_is_set_from_the_mixture():
         ({"decay_steps": 0}, "decay_steps must be at least 1"),
         ({"target": "noise"}, "target must be 'samples' or 'exact', got 'noise'"),
         ({"learning_rate": 0.0}, "learning_rate must be > 0"),
-        ({"learning_rate": math.nan}, "learning_rate must be > 0, got nan"),
+        ({"learning_rate": math.nan}, "learning_rate must be finite, got nan"),
         ({"clip_norm": -1.0}, "clip_norm must be > 0"),
         ({"log_sigma_std": 0.0}, "log_sigma_std must be > 0"),
         ({"noise": "vp"}, "noise must be 'log_normal' or 'ddpm'"),
