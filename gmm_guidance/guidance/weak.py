@@ -74,7 +74,8 @@ class WeakTerm(RuleWrapper):
     the term acts and in every ``hold``-th step from there, by all evaluations of such a
     step, and the last one is held in between: added at the weight of each noise level,
     without weak passes. What is held is the change of the predicted noise, ``(D_c -
-    mean D_weak) / sigma``, which varied least along trajectories of most networks.
+    mean D_weak) / sigma``: with plain blocks it varied least, or nearly so, except in
+    networks that predict x0. Other kinds of block were not measured.
     """
 
     scale: Scale | GuidanceRule
