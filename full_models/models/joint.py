@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -22,6 +22,12 @@ from full_models.models.layers import (
     TimeEmbedding,
     layer_norm,
     modulate,
+)
+from gmm_guidance.blocks.perturbation import (
+    BlockPerturbation,
+    add_branch,
+    perturbed_attention,
+    shuffled,
 )
 
 STEPS = 1000  # the networks count a time in [0, 1] in thousandths
@@ -123,6 +129,12 @@ class Maps(nnx.Module):
         key, value = self._split(key_value(x), 2)
         return self._normed(key, 1), value
 
+    def values(self, x: jax.Array) -> jax.Array:
+        """The values of ``heads`` alone."""
+        width = x.shape[-1]
+        last = jax.tree.map(lambda a: a[..., 2 * width :], self.qkv)
+        return self._split(last(x), 1)[0]
+
     def out(self, mixed: jax.Array) -> jax.Array:
         """Mixed values ``[n, T, heads, head_dim]`` to ``[n, T, D]``."""
         assert self.proj is not None
@@ -191,6 +203,8 @@ class JointBlock(nnx.Module):
         text: jax.Array,
         condition: jax.Array,
         rotate: Rotate = lambda heads: heads,
+        perturb: BlockPerturbation | None = None,
+        grid: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array]:
         """Both streams after the block; text that is only read stays as it is.
 
@@ -199,41 +213,109 @@ class JointBlock(nnx.Module):
             text: ``[n, S, D]``.
             condition: ``[n, D]``, activated.
             rotate: turns queries and keys of all tokens, text first, by their places.
+            perturb: a perturbation of the block.
+            grid: rows and columns of image tokens, for a perturbation.
         """
-        attend = functools.partial(attention, implementation=self.implementation)
+        image = shuffled(image, perturb)
         terms = self.image.modulated(condition)
         text_terms = self.text.modulated(condition)
         normed = layer_norm(image)
-        inner = modulate(normed, *terms[:2])
-        text_inner = modulate(layer_norm(text), *text_terms[:2])
-        query, key, value = self.image.attn.heads(inner)
-        length = text.shape[1]
-        if self.text.mlp is None:
-            text_key, text_value = self.text.attn.keys_and_values(text_inner)
+        # Streams that go on after the block.
+        streams = [(self.image, terms), (self.text, text_terms)]
+        streams = streams[: 1 if self.text.mlp is None else 2]
+
+        def attend() -> list[jax.Array]:
+            inner = modulate(normed, *terms[:2])
+            text_inner = modulate(layer_norm(text), *text_terms[:2])
+            mixed = self._mixed(inner, text_inner, rotate, perturb, grid)
+            parts = [mixed[:, -image.shape[1] :], mixed[:, : -image.shape[1]]]
+            return [
+                terms[2][:, None] * stream.attn.out(part)
+                for (stream, terms), part in zip(streams, parts, strict=False)
+            ]
+
+        def attend_again() -> list[jax.Array]:
+            # Both attentions read the same tokens, before either is added.
+            shift, scale, gate = terms[6:]
+            assert self.image.attn2 is not None
+            second, inner = self.image.attn2, modulate(normed, shift, scale)
+            if perturb is not None and perturb.is_identity() and perturb.amount is None:
+                mixed = second.values(inner)
+            else:
+                heads = second.heads(inner)
+                mixed = perturbed_attention(self._attend, *heads, perturb, grid)
+            return [gate[:, None] * second.out(mixed)]
+
+        hidden = add_branch([image, text][: len(streams)], attend, "attention", perturb)
+        if self.image.attn2 is not None:
+            hidden[:1] = add_branch(hidden[:1], attend_again, "attention", perturb)
+
+        def feed_forward() -> list[jax.Array]:
+            return [
+                _through_mlp(x, stream.mlp, terms[3:6])
+                for x, (stream, terms) in zip(hidden, streams, strict=True)
+            ]
+
+        after = [*add_branch(hidden, feed_forward, "mlp", perturb), text]
+        return after[0], after[1]
+
+    def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return attention(query, key, value, implementation=self.implementation)
+
+    def _mixed(
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        rotate: Rotate,
+        perturb: BlockPerturbation | None,
+        grid: Sequence[int],
+    ) -> jax.Array:
+        """Mixed values of modulated tokens, text first if its stream goes on."""
+        maps, text_maps = self.image.attn, self.text.attn
+        ends = self.text.mlp is None
+        if perturb is not None and perturb.is_full("identity"):
+            values = [] if ends else [text_maps.values(text)]
+            return jnp.concatenate([*values, maps.values(image)], axis=1)
+        query, key, value = maps.heads(image)
+        if ends:
+            text_key, text_value = text_maps.keys_and_values(text)
         else:
-            text_query, text_key, text_value = self.text.attn.heads(text_inner)
+            text_query, text_key, text_value = text_maps.heads(text)
             query = jnp.concatenate([text_query, query], axis=1)
         key = jnp.concatenate([text_key, key], axis=1)
         value = jnp.concatenate([text_value, value], axis=1)
-        mixed = attend(rotate(query), rotate(key), value)
-        if self.text.mlp is not None:
-            text = text + text_terms[2][:, None] * self.text.attn.out(mixed[:, :length])
-            text = _through_mlp(text, self.text.mlp, text_terms[3:6])
-            mixed = mixed[:, length:]
-        image = image + terms[2][:, None] * self.image.attn.out(mixed)
-        if self.image.attn2 is not None:
-            shift, scale, gate = terms[6:]
-            # Both attentions read the same tokens, before either is added.
-            second = self.image.attn2
-            mixed = attend(*second.heads(modulate(normed, shift, scale)))
-            image = image + gate[:, None] * second.out(mixed)
-        assert self.image.mlp is not None
-        return _through_mlp(image, self.image.mlp, terms[3:6]), text
+        return perturbed_attention(
+            self._attend,
+            rotate(query),
+            rotate(key),
+            value,
+            perturb,
+            grid,
+            text.shape[1],
+        )
 
 
-def _through_mlp(x: jax.Array, mlp: MLP, terms: list[jax.Array]) -> jax.Array:
+def _through_mlp(x: jax.Array, mlp: Any, terms: list[jax.Array]) -> jax.Array:
     shift, scale, gate = terms
-    return x + gate[:, None] * mlp(modulate(layer_norm(x), shift, scale))
+    return gate[:, None] * mlp(modulate(layer_norm(x), shift, scale))
+
+
+def joint_savings(width: int, image: int, text: int) -> dict[str, float]:
+    """Operations that each kind of perturbation saves in a joint block.
+
+    Args:
+        width: features of a token.
+        image: number of image tokens.
+        text: number of text tokens.
+    """
+    d, tokens = width, image + text
+    mapping = 4.0 * tokens**2 * d
+    return {
+        "identity": 4.0 * d**2 * tokens + mapping,
+        "identity_image": 4.0 * image**2 * d,
+        "drop_attention": 8.0 * d**2 * tokens + mapping,
+        "drop_mlp": 16.0 * d**2 * tokens,
+    }
 
 
 class TextMLP(nnx.Module):

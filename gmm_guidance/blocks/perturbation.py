@@ -18,13 +18,17 @@ kind              the block becomes                       amount (off value)
 ``temper``        logits multiplied by tau                tau (1)
 ``shuffle``       tokens permuted on entry                range of moves (0)
 ================  ======================================  ======================
+
+Where text tokens take part in the attention, ``identity`` and ``temper`` act on all
+tokens; ``identity_image``, ``blur``, ``grid_blur`` and ``shuffle`` on those of the
+image.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +40,11 @@ from gmm_guidance._runtime.checks import as_float
 ATTENTION_KINDS = frozenset(
     {"drop_attention", "drop_mlp", "identity", "blur", "grid_blur", "temper", "shuffle"}
 )
+#: Kinds of a block in which image and text tokens attend to one another.
+JOINT_KINDS = ATTENTION_KINDS | {"identity_image"}
+#: Kinds of a transformer block with cross-attention to the text.
+CROSS_KINDS = ATTENTION_KINDS | {"drop_cross"}
+Tree = TypeVar("Tree")
 _LIMITS = {"grid_blur": np.inf, "temper": np.inf}
 
 
@@ -111,7 +120,7 @@ def saved_fraction(model: Any, kind: str, amount: Any = None) -> np.ndarray:
 
 
 def attention_savings(
-    width: int, mlp_width: int, tokens: int, modulation: int = 0
+    width: int, mlp_width: int, tokens: int, modulation: int = 0, text: int = 0
 ) -> dict[str, float]:
     """``perturbation_savings`` of a block of attention and MLP, by its products.
 
@@ -120,12 +129,19 @@ def attention_savings(
         mlp_width: features inside the MLP.
         tokens: number of tokens.
         modulation: numbers that a block makes of its condition, once for a sample.
+        text: number of text tokens of a cross-attention between the two; 0 for none.
     """
     mapping = 2 * width + 2 * tokens  # queries and keys; logits and mixing: per feature
     attention, mlp = mapping + 2 * width, 2 * mlp_width
-    whole = attention + mlp + modulation / tokens
-    saved = {"identity": mapping, "drop_attention": attention, "drop_mlp": mlp}
-    return {kind: part / whole for kind, part in saved.items()}
+    cross = 2 * width + 2 * text + 2 * width * text / tokens if text else 0
+    whole = attention + mlp + cross + modulation / tokens
+    saved = {
+        "identity": mapping,
+        "drop_attention": attention,
+        "drop_cross": cross,
+        "drop_mlp": mlp,
+    }
+    return {kind: part / whole for kind, part in saved.items() if part}
 
 
 class BlockPerturbation(NamedTuple):
@@ -145,26 +161,31 @@ class BlockPerturbation(NamedTuple):
         """Whether this is the full perturbation of a kind, which saves its part."""
         return self.kind == kind and self.amount is None
 
+    def is_identity(self) -> bool:
+        """Whether attention maps, or parts of them, become the identity."""
+        return self.kind in ("identity", "identity_image")
+
 
 def add_branch(
-    hidden: jax.Array,
-    branch: Callable[[], jax.Array],
+    hidden: Tree,
+    branch: Callable[[], Tree],
     name: str,
     perturb: BlockPerturbation | None,
-) -> jax.Array:
+) -> Tree:
     """``hidden + branch()``, unless the perturbation leaves that branch out.
 
     Args:
-        hidden: the residual stream.
+        hidden: the residual stream, or a tree of streams.
         branch: computes what is added.
         name: ``"attention"``, ``"mlp"`` or ``"cross"``.
         perturb: the perturbation of the block, or ``None``.
     """
-    if perturb is None or perturb.kind != f"drop_{name}":
-        return hidden + branch()
-    if perturb.amount is None:
+    if perturb is not None and perturb.is_full(f"drop_{name}"):
         return hidden
-    return blend(hidden + branch(), hidden, perturb.amount)
+    full = jax.tree.map(jnp.add, hidden, branch())
+    if perturb is None or perturb.kind != f"drop_{name}":
+        return full
+    return blend(full, hidden, perturb.amount)
 
 
 class _Attention(Protocol):
@@ -180,42 +201,82 @@ def perturbed_attention(
     value: jax.Array,
     perturb: BlockPerturbation | None,
     grid: Sequence[int] = (),
+    text: int = 0,
 ) -> jax.Array:
-    """Self-attention of one stream, perturbed.
+    """Self-attention, perturbed.
 
     Args:
-        attention: the function of queries, keys and values ``[n, T, heads, head_dim]``.
-        query: queries.
+        attention: the function of queries, keys and values ``[n, T, heads, head_dim]``;
+            with text tokens, scaled dot-product attention.
+        query: queries, perhaps without those of the text.
         key: keys.
         value: values.
         perturb: the perturbation of the block, or ``None``; kinds that do not concern
             the attention map change nothing.
-        grid: sizes of the grid of tokens, with product ``T``, rows first; a line of
-            tokens by default.
+        grid: sizes of the grid of image tokens, rows first; a line of tokens by
+            default.
+        text: number of text tokens, which come first among keys and values.
     """
-    kind, amount = (None, None) if perturb is None else (perturb.kind, perturb.amount)
-    if kind == "identity":
+    if perturb is None:
+        return attention(query, key, value)
+    kind, amount = perturb.kind, perturb.amount
+    lead = query.shape[1] - key.shape[1] + text  # queries of the text
+    if perturb.is_identity():
+        weak = value[:, text - lead :]
+        if kind == "identity_image" and text:
+            weak = _without_other_images(attention, query, key, value, text, lead)
         if amount is None:
-            return value
-        return blend(attention(query, key, value), value, amount)
+            return weak
+        return blend(attention(query, key, value), weak, amount)
     if kind == "temper":
         query = query * _like(0.0 if amount is None else amount, query)
-    elif kind == "blur" or (kind == "grid_blur" and amount is None):
-        mean = jnp.broadcast_to(jnp.mean(query, axis=1, keepdims=True), query.shape)
-        query = mean if amount is None else blend(query, mean, amount)
-    elif kind == "grid_blur":
-        query = _blur(query, amount, grid or query.shape[1:2])
+    elif kind in ("blur", "grid_blur"):
+        image = query[:, lead:]
+        if kind == "grid_blur" and amount is not None:
+            image = _blur(image, amount, grid or image.shape[1:2])
+        else:
+            mean = jnp.broadcast_to(jnp.mean(image, axis=1, keepdims=True), image.shape)
+            image = mean if amount is None else blend(image, mean, amount)
+        query = jnp.concatenate([query[:, :lead], image], axis=1) if lead else image
     return attention(query, key, value)
 
 
-def shuffled(tokens: jax.Array, perturb: BlockPerturbation | None) -> jax.Array:
+def _without_other_images(
+    attention: _Attention,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    text: int,
+    lead: int,
+) -> jax.Array:
+    """Attention in which an image token sees the text and itself alone."""
+    image = query[:, lead:].astype(jnp.float32) / np.sqrt(query.shape[-1])
+    keys = key.astype(jnp.float32)
+    of_text = jnp.einsum("nqhd,nkhd->nqhk", image, keys[:, :text])
+    own = jnp.sum(image * keys[:, text:], axis=-1, keepdims=True)
+    share = jax.nn.softmax(jnp.concatenate([of_text, own], axis=-1), axis=-1)
+    share = share.astype(value.dtype)
+    mixed = jnp.einsum("nqhk,nkhd->nqhd", share[..., :text], value[:, :text])
+    mixed = mixed + share[..., text:] * value[:, text:]
+    if not lead:
+        return mixed
+    return jnp.concatenate([attention(query[:, :lead], key, value), mixed], axis=1)
+
+
+def shuffled(
+    tokens: jax.Array, perturb: BlockPerturbation | None, text: int = 0
+) -> jax.Array:
     """Tokens ``[n, T, D]``, permuted if the perturbation is a shuffle.
 
     One permutation for all samples. With an amount ``u`` the tokens are sorted by
-    ``(1 - u) place + u random``, both uniform in [0, 1): 0 = off.
+    ``(1 - u) place + u random``, both uniform in [0, 1): 0 = off. The first ``text``
+    tokens stay in place.
     """
     if perturb is None or perturb.kind != "shuffle":
         return tokens
+    if text:
+        image = shuffled(tokens[:, text:], perturb)
+        return jnp.concatenate([tokens[:, :text], image], axis=1)
     count = tokens.shape[1]
     random = jax.random.uniform(perturb.key, (count,), jnp.float32)
     if perturb.amount is not None:

@@ -21,6 +21,7 @@ from full_models.models.joint import (
     PromptedNetwork,
     Rotate,
     chosen,
+    joint_savings,
     rms_norm,
     stacked,
 )
@@ -31,6 +32,13 @@ from full_models.models.layers import (
     TimeEmbedding,
     layer_norm,
     modulate,
+)
+from gmm_guidance.blocks.perturbation import (
+    JOINT_KINDS,
+    BlockPerturbation,
+    blend,
+    perturbed_attention,
+    shuffled,
 )
 
 _TEXT_LENGTH = 512  # tokens of a prompt in diffusers' pipeline
@@ -55,24 +63,71 @@ class SingleBlock(nnx.Module):
         self.norms = HeadNorms(c)
 
     def __call__(
-        self, tokens: jax.Array, condition: jax.Array, rotate: Rotate
+        self,
+        tokens: jax.Array,
+        condition: jax.Array,
+        rotate: Rotate,
+        perturb: BlockPerturbation | None = None,
     ) -> jax.Array:
-        """``[n, S + T, D]`` to the same; condition ``[n, D]``, activated."""
-        c = self.config
-        n, count, width = tokens.shape
+        """``[n, S + T, D]`` to the same; condition ``[n, D]``, activated.
+
+        The bias of the common output belongs to the MLP.
+        """
+        width = self.config.width
+        text = tokens.shape[1] - self.config.num_tokens
+        tokens = shuffled(tokens, perturb, text)
         shift, scale, gate = jnp.split(self.modulation(condition), 3, axis=-1)
-        both = self.linear1(modulate(layer_norm(tokens), shift, scale))
-        heads = both[..., : 3 * width].reshape(n, count, 3, c.num_heads, -1)
+        inner = modulate(layer_norm(tokens), shift, scale)
+        perturb = perturb or BlockPerturbation("none")
+        has_attention = not perturb.is_full("drop_attention")
+        has_mlp = not perturb.is_full("drop_mlp")
+        # What is made of the tokens: queries, keys, values, features of the MLP.
+        first = 0 if has_attention else 3 * width
+        first = 2 * width if perturb.is_full("identity") else first
+        last = 7 * width if has_mlp else 3 * width
+        made = jax.tree.map(lambda a: a[..., first:last], self.linear1)(inner)
+        split = 3 * width - first
+        parts, output = [], self.linear2
+        if has_attention:
+            parts.append(self._mixed(made[..., :split], perturb, rotate, text))
+        if has_mlp:
+            active = jax.nn.gelu(made[..., split:], approximate=True)
+            parts.append(active.astype(self.config.compute_dtype))
+        if len(parts) == 1:
+            output = jax.tree.map(lambda a: a, output)
+            rows = slice(None, width) if has_attention else slice(width, None)
+            output.kernel = nnx.Param(output.kernel[...][rows])
+            if has_attention:
+                output.bias = nnx.Param(jnp.zeros_like(output.bias[...]))
+        elif perturb.kind in ("drop_attention", "drop_mlp"):
+            weakened = 0 if perturb.kind == "drop_attention" else 1
+            part = parts[weakened]
+            parts[weakened] = blend(part, jnp.zeros_like(part), perturb.amount)
+        result = output(jnp.concatenate(parts, axis=-1))
+        if perturb.kind == "drop_mlp" and perturb.amount is not None:
+            assert output.bias is not None
+            bias = output.bias[...].astype(jnp.float32)
+            result = result - perturb.amount * bias[None, None]
+        return tokens + gate[:, None] * result
+
+    def _mixed(
+        self, heads: jax.Array, perturb: BlockPerturbation, rotate: Rotate, text: int
+    ) -> jax.Array:
+        """Mixed values ``[n, S + T, D]``, of queries, keys and values."""
+        c = self.config
+        n, count, _ = heads.shape
+        if perturb.is_full("identity"):
+            return heads.astype(c.compute_dtype)
+        heads = heads.reshape(n, count, 3, c.num_heads, -1)
         query, key = (
             rotate(rms_norm(heads[:, :, i], norm).astype(c.compute_dtype))
             for i, norm in enumerate((self.norms.norm_q, self.norms.norm_k))
         )
         value = heads[:, :, 2].astype(c.compute_dtype)
-        mixed = attention(query, key, value, implementation=c.attention)
-        inner = jax.nn.gelu(both[..., 3 * width :], approximate=True)
-        mixed = mixed.reshape(n, count, width)
-        joined = jnp.concatenate([mixed, inner.astype(c.compute_dtype)], axis=-1)
-        return tokens + gate[:, None] * self.linear2(joined)
+        attend = functools.partial(attention, implementation=c.attention)
+        grid = tuple(side // PATCH for side in c.input_size)
+        mixed = perturbed_attention(attend, query, key, value, perturb, grid, text)
+        return mixed.reshape(n, count, -1)
 
 
 class Flux(PromptedNetwork):
@@ -115,9 +170,24 @@ class Flux(PromptedNetwork):
     @property
     def block_costs(self) -> tuple[float, ...]:
         """Operations of each block for one sample, the same for both kinds."""
-        d, t = self.config.width, self.config.num_tokens
-        t += _TEXT_LENGTH if self.prompts is None else self.prompts.shape[1]
+        d, t = self.config.width, self.config.num_tokens + self._text_length
         return self.num_blocks * (24.0 * d**2 * t + 4.0 * t**2 * d,)
+
+    @property
+    def perturbations(self) -> frozenset[str]:
+        """Kinds of perturbation of the blocks."""
+        return JOINT_KINDS
+
+    @property
+    def perturbation_savings(self) -> dict[str, float]:
+        """Fraction of the operations of a block that each kind saves."""
+        c = self.config
+        saved = joint_savings(c.width, c.num_tokens, self._text_length)
+        return {kind: part / self.block_costs[0] for kind, part in saved.items()}
+
+    @property
+    def _text_length(self) -> int:
+        return _TEXT_LENGTH if self.prompts is None else self.prompts.shape[1]
 
     @property
     def pipeline(self) -> FluxPipeline:
@@ -143,7 +213,12 @@ class Flux(PromptedNetwork):
         return hidden, jax.nn.silu(condition + vector)
 
     def segment_block(
-        self, segment: int, index: ArrayLike, hidden: jax.Array, context: jax.Array
+        self,
+        segment: int,
+        index: ArrayLike,
+        hidden: jax.Array,
+        context: jax.Array,
+        perturb: BlockPerturbation | None = None,
     ) -> jax.Array:
         """The tokens after block ``index`` of the double or the single blocks."""
         c = self.config
@@ -151,9 +226,11 @@ class Flux(PromptedNetwork):
         cos, sin = rotation_table(c.input_size, length, c.axes)
         rotate = functools.partial(_rotated, cos=cos, sin=sin)
         if segment:
-            return chosen(self.single, index)(hidden, context, rotate)
+            return chosen(self.single, index)(hidden, context, rotate, perturb)
         block = chosen(self.double, index)
-        image, text = block(hidden[:, length:], hidden[:, :length], context, rotate)
+        grid = tuple(side // PATCH for side in c.input_size)
+        streams = hidden[:, length:], hidden[:, :length]
+        image, text = block(*streams, context, rotate, perturb, grid)
         return jnp.concatenate([text, image], axis=1)
 
     def readout(self, hidden: jax.Array, context: jax.Array) -> jax.Array:

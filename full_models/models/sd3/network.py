@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
@@ -14,6 +15,7 @@ from full_models.models.joint import (
     JointBlock,
     PromptedNetwork,
     chosen,
+    joint_savings,
     stacked,
 )
 from full_models.models.layers import (
@@ -25,6 +27,7 @@ from full_models.models.layers import (
 )
 from full_models.models.sd3.config import SD3Config
 from full_models.models.sd3.pipeline import SD3Pipeline
+from gmm_guidance.blocks.perturbation import JOINT_KINDS, BlockPerturbation
 
 _TEXT_LENGTH = 333  # tokens of a prompt in diffusers' pipeline: 77 of CLIP, 256 of T5
 
@@ -67,6 +70,10 @@ class SD3(PromptedNetwork):
         return c.num_dual, joint, 1
 
     @property
+    def _text_length(self) -> int:
+        return _TEXT_LENGTH if self.prompts is None else self.prompts.shape[1]
+
+    @property
     def num_blocks(self) -> int:
         """Depth of the stack."""
         return self.config.depth
@@ -79,17 +86,40 @@ class SD3(PromptedNetwork):
     @property
     def block_costs(self) -> tuple[float, ...]:
         """Operations of each block for one sample, two for a multiply-add."""
-        d, t = self.config.width, self.config.num_tokens
-        s = _TEXT_LENGTH if self.prompts is None else self.prompts.shape[1]
+        d, t, s = self.config.width, self.config.num_tokens, self._text_length
         joint = 24.0 * d**2 * (t + s) + 4.0 * (t + s) ** 2 * d
         dual = joint + 8.0 * d**2 * t + 4.0 * t**2 * d
         last = 24.0 * d**2 * t + 4.0 * d**2 * s + 4.0 * t * (t + s) * d
-        costs = (dual, joint, last)
-        return tuple(
-            cost
-            for cost, count in zip(costs, self._counts, strict=True)
-            for _ in range(count)
-        )
+        return tuple(np.repeat((dual, joint, last), self._counts).tolist())
+
+    @property
+    def perturbations(self) -> frozenset[str]:
+        """Kinds of perturbation of the blocks."""
+        return JOINT_KINDS
+
+    @property
+    def perturbation_savings(self) -> dict[str, np.ndarray]:
+        """Fraction of the operations of each block that each kind saves."""
+        d, t, s = self.config.width, self.config.num_tokens, self._text_length
+        again = 4.0 * d**2 * t + 4.0 * t**2 * d  # maps and products of the second
+        second = {
+            "identity": again,
+            "identity_image": again,
+            "drop_attention": again + 4.0 * d**2 * t,
+        }
+        last = {
+            "identity": 4.0 * d**2 * (t + s) + 4.0 * t * (t + s) * d,
+            "identity_image": 4.0 * t**2 * d,
+            "drop_attention": 8.0 * d**2 * t + 4.0 * d**2 * s + 4.0 * t * (t + s) * d,
+            "drop_mlp": 16.0 * d**2 * t,
+        }
+        return {
+            kind: np.repeat(
+                (joint + second.get(kind, 0.0), joint, last[kind]), self._counts
+            )
+            / np.asarray(self.block_costs)
+            for kind, joint in joint_savings(d, t, s).items()
+        }
 
     @property
     def pipeline(self) -> SD3Pipeline:
@@ -116,11 +146,18 @@ class SD3(PromptedNetwork):
         return (tokens + center, text.astype(jnp.float32)), jax.nn.silu(time + vector)
 
     def segment_block(
-        self, segment: int, index: ArrayLike, hidden: Any, context: jax.Array
+        self,
+        segment: int,
+        index: ArrayLike,
+        hidden: Any,
+        context: jax.Array,
+        perturb: BlockPerturbation | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Both streams after block ``index`` of a segment."""
+        """Both streams after block ``index`` of a segment, perhaps perturbed."""
         kinds = [b for b in (self.dual, self.joint, self.last) if b is not None]
-        return chosen(kinds[segment], index)(*hidden, context)
+        grid = tuple(side // self.config.patch_size for side in self.config.input_size)
+        block = chosen(kinds[segment], index)
+        return block(*hidden, context, perturb=perturb, grid=grid)
 
     def readout(self, hidden: Any, context: jax.Array) -> jax.Array:
         """The velocity ``[n, H, W, C]``."""

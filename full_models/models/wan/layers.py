@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,12 @@ from full_models.models.layers import (
     layer_norm,
 )
 from full_models.models.wan.config import PATCH, WanConfig
+from gmm_guidance.blocks.perturbation import (
+    BlockPerturbation,
+    add_branch,
+    perturbed_attention,
+    shuffled,
+)
 
 
 class RMSNorm(nnx.Module):
@@ -45,13 +52,23 @@ class SelfAttention(nnx.Module):
         self.query_norm, self.key_norm = RMSNorm(width), RMSNorm(width)
         self.proj = make(width, width)
 
-    def __call__(self, x: jax.Array, rotation: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        rotation: jax.Array,
+        perturb: BlockPerturbation | None = None,
+        grid: Sequence[int] = (),
+    ) -> jax.Array:
         """``[n, T, D]`` to the same; rotation ``[2, T, head_dim / 2]``."""
+        if perturb is not None and perturb.is_full("identity"):
+            last = jax.tree.map(lambda a: a[..., 2 * x.shape[-1] :], self.qkv)
+            return self.proj(last(x).astype(self.dtype))
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
         query, key = self.query_norm(query), self.key_norm(key)
         query, key, value = (_heads(a, self.num_heads) for a in (query, key, value))
         query, key = rotated(query, rotation), rotated(key, rotation)
-        mixed = attention(*(a.astype(self.dtype) for a in (query, key, value)))
+        query, key, value = (a.astype(self.dtype) for a in (query, key, value))
+        mixed = perturbed_attention(attention, query, key, value, perturb, grid)
         return self.proj(mixed.reshape(x.shape))
 
 
@@ -97,7 +114,13 @@ class Block(nnx.Module):
         self.mlp = MLP(width, config.mlp_width, config.compute_dtype, rngs=rngs)
 
     def __call__(
-        self, hidden: jax.Array, text: jax.Array, time: jax.Array, rotation: jax.Array
+        self,
+        hidden: jax.Array,
+        text: jax.Array,
+        time: jax.Array,
+        rotation: jax.Array,
+        perturb: BlockPerturbation | None = None,
+        grid: Sequence[int] = (),
     ) -> jax.Array:
         """The next tokens ``[n, T, D]``.
 
@@ -106,16 +129,31 @@ class Block(nnx.Module):
             text: text ``[n, S, D]``.
             time: modulation by the time ``[n, 6, D]``.
             rotation: positions ``[2, T, head_dim / 2]``.
+            perturb: a perturbation of the block.
+            grid: frames, rows and columns of tokens, for a perturbation.
         """
+        hidden = shuffled(hidden, perturb)
         terms = self.modulation[...].astype(jnp.float32)[None] + time
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
             terms[:, i : i + 1] for i in range(6)
         )
-        inner = layer_norm(hidden) * (1.0 + scale) + shift
-        hidden = hidden + gate * self.attn(inner, rotation)
-        hidden = hidden + self.cross(self.cross_norm(hidden), text)
-        inner = layer_norm(hidden) * (1.0 + mlp_scale) + mlp_shift
-        return hidden + mlp_gate * self.mlp(inner)
+
+        def attend(x: jax.Array) -> jax.Array:
+            inner = layer_norm(x) * (1.0 + scale) + shift
+            return gate * self.attn(inner, rotation, perturb, grid)
+
+        def attend_to_text(x: jax.Array) -> jax.Array:
+            return self.cross(self.cross_norm(x), text)
+
+        def feed_forward(x: jax.Array) -> jax.Array:
+            inner = layer_norm(x) * (1.0 + mlp_scale) + mlp_shift
+            return mlp_gate * self.mlp(inner)
+
+        branches = {"attention": attend, "cross": attend_to_text, "mlp": feed_forward}
+        for name, branch in branches.items():
+            added = functools.partial(branch, hidden)
+            hidden = add_branch(hidden, added, name, perturb)
+        return hidden
 
 
 class LayerNorm(nnx.Module):

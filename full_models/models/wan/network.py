@@ -21,6 +21,11 @@ from full_models.models.layers import (
 from full_models.models.wan.config import PATCH, WanConfig
 from full_models.models.wan.layers import Block, rotation_of
 from full_models.models.wan.pipeline import WanPipeline
+from gmm_guidance.blocks.perturbation import (
+    CROSS_KINDS,
+    BlockPerturbation,
+    attention_savings,
+)
 
 _STEPS = 1000  # the network counts its time in these
 
@@ -155,15 +160,34 @@ class Wan(nnx.Module):
         modulation = self.modulation(jax.nn.silu(embedded)).reshape(n, 6, width)
         return tokens, (text, modulation, embedded)
 
+    @property
+    def perturbations(self) -> frozenset[str]:
+        """Kinds of perturbation of the blocks."""
+        return CROSS_KINDS
+
+    @property
+    def perturbation_savings(self) -> dict[str, float]:
+        """Fraction of the products of a block that each kind saves."""
+        c = self.config
+        return attention_savings(c.width, c.mlp_width, c.num_tokens, text=c.text_length)
+
     def segment_block(
-        self, segment: int, index: ArrayLike, hidden: jax.Array, context: Any
+        self,
+        segment: int,
+        index: ArrayLike,
+        hidden: jax.Array,
+        context: Any,
+        perturb: BlockPerturbation | None = None,
     ) -> jax.Array:
-        """The tokens after block ``index``, ``[n, T, D]``."""
+        """The tokens after block ``index``, ``[n, T, D]``, perhaps perturbed."""
         chosen = jax.tree.map(
             lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False),
             self.blocks,
         )
-        return chosen(hidden, *context[:2], rotation_of(self.config))
+        frames, *sides = self.config.latent_shape
+        grid = (frames, *(side // PATCH for side in sides))
+        rotation = rotation_of(self.config)
+        return chosen(hidden, *context[:2], rotation, perturb, grid)
 
     def readout(self, hidden: jax.Array, context: Any) -> jax.Array:
         """The velocity ``[n, T, H, W, C]``."""
