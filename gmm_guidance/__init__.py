@@ -73,7 +73,8 @@ from gmm_guidance.mixture import presets
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from gmm_guidance.sampling.cost import Cost, expected_cost
-from gmm_guidance.sampling.guided_denoise import guided_denoise
+from gmm_guidance.sampling.guided_denoise import guided_denoise, guided_score
+from gmm_guidance.sampling.record import Sampled
 from gmm_guidance.sampling.sample import guided_sample
 from gmm_guidance.sampling.solvers import (
     Ancestral,
@@ -157,6 +158,7 @@ __all__ = [
     "S2Guidance",
     "SEG",
     "STG",
+    "Sampled",
     "SigmaCurve",
     "SigmaWindow",
     "SkipLayer",
@@ -189,6 +191,7 @@ __all__ = [
     "guidance_rule",
     "guided_denoise",
     "guided_sample",
+    "guided_score",
     "metrics",
     "plot",
     "presets",

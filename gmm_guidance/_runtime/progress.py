@@ -6,6 +6,8 @@ In a notebook the line stays in its place and is drawn again, which needs no wid
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -117,3 +119,22 @@ class Task:
             self._cell = display(shown, raw=True, display_id=True)
         else:
             self._cell.update(shown, raw=True)
+
+
+_listeners: list[Callable[[int], None]] = []
+
+
+@contextmanager
+def listening(listener: Callable[[int], None]) -> Iterator[None]:
+    """Tell ``listener`` the steps that compiled programs report meanwhile."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def report_step(step: Any) -> None:
+    """For ``jax.debug.callback``: a number of steps done, told to the last listener."""
+    for listener in _listeners[-1:]:
+        listener(int(step))

@@ -13,7 +13,7 @@ from gmm_guidance._runtime.checks import as_labels, as_samples, as_sigma, check_
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.evaluate import check_denoiser, evaluate_passes
 from gmm_guidance.blocks.stack import is_block_stack
-from gmm_guidance.diffusion.denoiser import Denoiser, Guided, Renoised
+from gmm_guidance.diffusion.denoiser import Denoiser, Renoised
 from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.guidance.rule import (
     GuidanceRule,
@@ -32,7 +32,7 @@ def guided_denoise(
     *,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """The value of a denoiser under a rule; the guided score is ``(D - x) / sigma^2``.
+    """The value of a denoiser under a rule.
 
     A rule with a window acts as inside it, a rule with state as at its start.
 
@@ -59,6 +59,28 @@ def guided_denoise(
     check_label(label, denoiser, (guidance,), guidance)
     arrays, static = split((denoiser, guidance))
     return _guided(static, arrays, x, sigma, label, key)
+
+
+def guided_score(
+    denoiser: Denoiser,
+    guidance: GuidanceRule,
+    x: ArrayLike,
+    sigma: ArrayLike,
+    label: ArrayLike | None = None,
+    *,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """The score under a rule, ``(D - x) / sigma^2`` with D of ``guided_denoise``.
+
+    With an exact denoiser and no guidance it is the gradient of the log density of the
+    noised class. Arguments and errors are those of ``guided_denoise``.
+
+    Returns:
+        Guided scores of x's shape, float32 or better.
+    """
+    value = guided_denoise(denoiser, guidance, x, sigma, label, key=key)
+    points = as_samples(x)
+    return (value[..., : points.shape[-1]] - points) / as_sigma(sigma, value.dtype) ** 2
 
 
 def point_arguments(
@@ -97,22 +119,22 @@ def guided_at(
     draws = rule.draw(
         RandomDraws(key, step, jnp.uint32(0), num_blocks_of(denoiser), index)
     )
-    guided, _ = apply_rule(rule, denoiser, x, sigma, label, draws, rule.init(x))
+    _, outputs = rule_outputs(rule, denoiser, x, sigma, label, draws)
+    guided, _ = rule.combine(outputs, x, sigma, rule.init(x))
     return guided.denoised if isinstance(guided, Renoised) else guided
 
 
-def apply_rule(
+def rule_outputs(
     rule: GuidanceRule,
     denoiser: Any,
     x: jax.Array,
     sigma: jax.Array,
     label: jax.Array | None,
     draws: Any,
-    state: Any,
-) -> tuple[Guided, Any]:
-    """Run a rule's passes and combine them: the guided value and the next state."""
-    outputs = evaluate_passes(denoiser, x, sigma, rule.passes(label, draws))
-    return rule.combine(full_precision(outputs, x), x, sigma, state)
+) -> tuple[Any, Any]:
+    """The passes of a rule, and the same tree with their denoised samples."""
+    passes = rule.passes(label, draws)
+    return passes, full_precision(evaluate_passes(denoiser, x, sigma, passes), x)
 
 
 def num_blocks_of(denoiser: Any) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from gmm_guidance._runtime.checks import (
     check_count,
     check_key,
 )
+from gmm_guidance._runtime.progress import Reporter, listening, report_step
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.evaluate import check_denoiser
 from gmm_guidance.blocks.stack import is_block_stack
@@ -27,7 +29,18 @@ from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_o
 from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, check_rule
 from gmm_guidance.guidance.weak import TermState
-from gmm_guidance.sampling.guided_denoise import apply_rule, check_label, num_blocks_of
+from gmm_guidance.sampling.guided_denoise import (
+    check_label,
+    num_blocks_of,
+    rule_outputs,
+)
+from gmm_guidance.sampling.record import (
+    Masks,
+    Recordable,
+    Recorder,
+    Sampled,
+    as_recordables,
+)
 from gmm_guidance.sampling.segments import (
     find_loops,
     plan_segments,
@@ -40,6 +53,70 @@ from gmm_guidance.sharding.pinned import Pinned
 from gmm_guidance.sharding.placement import replicate
 
 
+@overload
+def guided_sample(
+    key: jax.Array,
+    denoiser: Denoiser,
+    label: ArrayLike | None = None,
+    *,
+    num_samples: int,
+    guidance: GuidanceRule = ...,
+    schedule: Schedule | None = ...,
+    solver: str | Solver = ...,
+    trajectory: Literal[False] = ...,
+    progress: bool = ...,
+    initial: jax.Array | None = ...,
+    sample_shape: tuple[int, ...] | None = ...,
+    first_index: int = ...,
+    indices: ArrayLike | None = ...,
+    batch_size: int | None = ...,
+    mesh: Mesh | None = ...,
+) -> jax.Array: ...
+
+
+@overload
+def guided_sample(
+    key: jax.Array,
+    denoiser: Denoiser,
+    label: ArrayLike | None = None,
+    *,
+    num_samples: int,
+    guidance: GuidanceRule = ...,
+    schedule: Schedule | None = ...,
+    solver: str | Solver = ...,
+    trajectory: Literal[True],
+    progress: bool = ...,
+    initial: jax.Array | None = ...,
+    sample_shape: tuple[int, ...] | None = ...,
+    first_index: int = ...,
+    indices: ArrayLike | None = ...,
+    batch_size: int | None = ...,
+    mesh: Mesh | None = ...,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+@overload
+def guided_sample(
+    key: jax.Array,
+    denoiser: Denoiser,
+    label: ArrayLike | None = None,
+    *,
+    num_samples: int,
+    guidance: GuidanceRule = ...,
+    schedule: Schedule | None = ...,
+    solver: str | Solver = ...,
+    trajectory: bool = ...,
+    record: Sequence[Recordable],
+    progress: bool = ...,
+    initial: jax.Array | None = ...,
+    sample_shape: tuple[int, ...] | None = ...,
+    first_index: int = ...,
+    indices: ArrayLike | None = ...,
+    batch_size: int | None = ...,
+    mesh: Mesh | None = ...,
+) -> Sampled: ...
+
+
 def guided_sample(
     key: jax.Array,
     denoiser: Denoiser,
@@ -50,13 +127,15 @@ def guided_sample(
     schedule: Schedule | None = None,
     solver: str | Solver = "heun",
     trajectory: bool = False,
+    record: Sequence[Recordable] | None = None,
+    progress: bool = False,
     initial: jax.Array | None = None,
     sample_shape: tuple[int, ...] | None = None,
     first_index: int = 0,
     indices: ArrayLike | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
-) -> Any:
+) -> jax.Array | tuple[jax.Array, jax.Array] | Sampled:
     """Sample a denoiser under guidance.
 
     The noise of a sample depends on the key and its global index alone, and random
@@ -78,6 +157,11 @@ def guided_sample(
         solver: ``"euler"`` (DDIM), ``"heun"``, ``"dpmpp_2m"``, ``"unipc"``,
             ``"edm_stochastic"``, or a ``Solver``.
         trajectory: also return the state at each noise level.
+        record: what is recorded at each step, any of ``"denoised"``,
+            ``"update_norm"`` and ``"masks"``; see ``Sampled``, which is then returned.
+            The program is another one, so that samples may differ in their last digits.
+        progress: show the steps on a terminal or in a notebook, which compiles a
+            program of its own. Not inside ``jax.jit`` or another transformation.
         initial: noisy samples at the highest noise level, ``[num_samples, ...]``, in
             place of Gaussian noise.
         sample_shape: shape of one sample; by default the denoiser's own
@@ -93,13 +177,15 @@ def guided_sample(
 
     Returns:
         Samples ``[num_samples, ...]``; with ``trajectory`` a pair of them and the
-        trajectory ``[steps + 1, num_samples, ...]``, from noise to samples.
+        trajectory ``[steps + 1, num_samples, ...]``, from noise to samples; with
+        ``record`` a ``Sampled``.
 
     Raises:
         ValueError: for counts below 1, labels out of range, a rule that needs a label
             without one, a window of the rule that holds no evaluation of the run, an
-            unknown solver, an unknown sample shape, or a batch that several processes
-            cannot divide evenly.
+            unknown solver, an unknown sample shape, a batch that several processes
+            cannot divide evenly, something to record that the rule does not have, or
+            progress inside of a transformation.
         TypeError: for arguments of another kind (a number for a rule), if the rule
             drops blocks of a denoiser without blocks, or if the solver does not support
             the rule.
@@ -126,7 +212,14 @@ def guided_sample(
             f"{jnp.shape(initial)}."
         )
     segments = plan_segments(guidance, schedule, solver)
-    check_label(label, denoiser, sum((s.rules for s in segments), ()), guidance)
+    acting = sum((s.rules for s in segments), ())
+    check_label(label, denoiser, acting, guidance)
+    recorder = None
+    if record is not None:
+        names = as_recordables(record)
+        depth = num_blocks_of(denoiser)
+        masks = Masks.of_rules(acting, depth, label) if "masks" in names else None
+        recorder = Recorder(names, masks)
     loops = find_loops(segments)
     rules = tuple(tuple(s.rules for s in loop.body) for loop in loops)
     if mesh is not None and divides_parameters(mesh) and is_block_stack(denoiser):
@@ -147,26 +240,61 @@ def guided_sample(
         solver,
         shape,
         trajectory,
+        recorder,
+        progress,
     )
     run = functools.partial(_run, program, arrays, key, sigmas)
     batch = _Batch(_as_indices(indices, num_samples, first_index), label, initial)
     size = min(batch_size or num_samples, num_samples)
+    starts = range(0, num_samples, size)
     parts = []
-    for start in range(0, num_samples, size):
-        part = batch
-        if size < num_samples:
-            part = jax.tree.map(lambda a, s=start: a[s : s + size], batch)
-        if mesh is None:
-            parts.append(run(part))
-        else:
-            parts.append(run_divided(run, part, mesh, sample_axes=(0, 1)))
-    if len(parts) == 1:
-        samples, path = parts[0]
-    else:
-        all_samples, paths = zip(*parts, strict=True)
-        samples = jnp.concatenate(all_samples)
-        path = jnp.concatenate(paths, axis=1) if trajectory else None
-    return (samples, path) if trajectory else samples
+    with _showing(progress, (arrays, batch, key), len(levels) - 1, len(starts)) as show:
+        for start in starts:
+            part = batch
+            if size < num_samples:
+                part = jax.tree.map(lambda a, s=start: a[s : s + size], batch)
+            if mesh is None:
+                parts.append(run(part))
+            else:
+                parts.append(run_divided(run, part, mesh, sample_axes=(0, 1, None)))
+            show()
+    samples, along, shared = parts[0]
+    if len(parts) > 1:
+        samples = jnp.concatenate([part[0] for part in parts])
+        paths = [part[1] for part in parts]
+        along = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *paths)
+    path = along.pop("trajectory", None)
+    if recorder is not None:
+        return Sampled(samples, path, sigmas, along | shared)
+    return samples if path is None else (samples, path)
+
+
+@contextlib.contextmanager
+def _showing(
+    progress: bool, arguments: Any, num_steps: int, num_parts: int
+) -> Iterator[Callable[[], None]]:
+    """Show the steps of a run; what is yielded counts a part of the samples as done."""
+    if not progress:
+        yield lambda: None
+        return
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+        raise ValueError(
+            "progress=True must not be inside of jax.jit or another transformation, "
+            "whose program shows nothing; leave it out there."
+        )
+    done = 0
+    total = num_steps * num_parts
+    with Reporter() as reporter, reporter.task("sampling", total) as task:
+
+        def count_part() -> None:
+            nonlocal done
+            jax.effects_barrier()
+            done += num_steps
+            task.move_to(done)
+
+        with listening(lambda step: task.move_to(done + step)):
+            task.move_to(0, "compiling")
+            yield count_part
 
 
 class _Loop(NamedTuple):
@@ -191,6 +319,8 @@ class _Program(NamedTuple):
         solver: the solver.
         sample_shape: shape of one sample.
         trajectory: whether the state at each noise level is returned.
+        recorder: what is recorded besides, ``None`` for nothing.
+        progress: whether the program reports its steps.
     """
 
     loops: tuple[_Loop, ...]
@@ -198,6 +328,8 @@ class _Program(NamedTuple):
     solver: Solver
     sample_shape: tuple[int, ...]
     trajectory: bool
+    recorder: Recorder | None
+    progress: bool
 
 
 class _Batch(NamedTuple):
@@ -215,10 +347,13 @@ def _run(
     key: jax.Array,
     sigmas: jax.Array,
     batch: _Batch,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Samples, and their trajectory ``[steps + 1, n, ...]`` if asked for."""
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """Samples; by name what is kept of each along the run, ``[steps, n, ...]``.
+
+    And what is kept of all samples together, ``[steps, ...]``.
+    """
     denoiser, loop_rules = join(arrays, program.static)
-    solver = program.solver
+    solver, recorder = program.solver, program.recorder
     start_key, mask_key, churn_key = jax.random.split(key, 3)
 
     def noise_of(noise_key):
@@ -246,7 +381,7 @@ def _run(
         def advance(run, inputs):
             x, carry, state = run
             i, sigma, sigma_next, draws = inputs
-            denoise = _GuidedDenoiser(denoiser, batch.label, rules, draws)
+            denoise = _GuidedDenoiser(denoiser, batch.label, rules, draws, recorder)
             step = Step(
                 sigma,
                 sigma_next,
@@ -254,8 +389,19 @@ def _run(
                 num_steps=len(sigmas) - 1,
                 noise=lambda: noise_of(jax.random.fold_in(churn_key, i)),
             )
-            x, carry, state = solver.step(denoise, x, step, carry, state)
-            return (x, carry, state), (x if program.trajectory else None)
+            kept: dict[str, jax.Array] = {}
+            if recorder is None:
+                x, carry, state = solver.step(denoise, x, step, carry, state)
+            else:  # solvers hand the record on, as they do the state of the rule
+                state = _Recorded(state, recorder.blank(x))
+                x, carry, state = solver.step(denoise, x, step, carry, state)
+                state, kept = state
+            if program.trajectory:
+                kept["trajectory"] = x
+            if program.progress:
+                done, _ = jax.lax.optimization_barrier((i + 1, x))
+                jax.debug.callback(report_step, done)
+            return (x, carry, state), kept
 
         x, carry, state = run
         state = _carry_over(state, _first_state(rules, x))
@@ -263,7 +409,7 @@ def _run(
 
     x = sigmas[0] * noise_of(start_key) if batch.initial is None else batch.initial
     run: Any = (x, solver.init(x), ())
-    paths = [x[None]]
+    paths = []
     for (parts, repeats), body_rules in zip(program.loops, loop_rules, strict=True):
         body = list(zip(parts, body_rules, strict=True))
         period = sum(count for _, count, _ in parts)
@@ -273,7 +419,7 @@ def _run(
             for ((_, _, is_final), rules), own in zip(body, inputs, strict=True):
                 run, path = run_segment(run, own, rules, is_final)
                 found.append(path)
-            return run, (jnp.concatenate(found) if program.trajectory else None)
+            return run, _concatenate(found)
 
         def inputs_from(first, body=body):
             return [
@@ -287,12 +433,27 @@ def _run(
             run = (*run[:2], _carry_over(run[2], states[0]))
             inputs = jax.vmap(inputs_from)(firsts)
             run, path = jax.lax.scan(run_body, run, inputs)
-            paths.append(path if path is None else path.reshape(-1, *x.shape))
+            paths.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), path))
         else:
             for first in firsts:
                 run, path = run_body(run, inputs_from(first))
                 paths.append(path)
-    return run[0], (jnp.concatenate(paths) if program.trajectory else None)
+    along = _concatenate(paths)
+    if program.trajectory:
+        along["trajectory"] = jnp.concatenate([x[None], along["trajectory"]])
+    names = recorder.shared_names if recorder else ()
+    return run[0], along, {name: along.pop(name) for name in names}
+
+
+def _concatenate(parts: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+class _Recorded(NamedTuple):
+    """The state of a rule, and the record of the step."""
+
+    state: Any
+    record: dict[str, jax.Array]
 
 
 class _GuidedDenoiser(NamedTuple):
@@ -306,6 +467,7 @@ class _GuidedDenoiser(NamedTuple):
     label: Any
     rules: tuple[GuidanceRule, ...]
     draws: tuple[Any, ...]
+    recorder: Recorder | None
 
     @property
     def is_uniform(self) -> bool:
@@ -316,7 +478,17 @@ class _GuidedDenoiser(NamedTuple):
         rule, draws = self.rules[which], self.draws[which]
         if self.is_uniform:
             draws = jax.tree.map(lambda a: a[evaluation], draws)
-        return apply_rule(rule, self.denoiser, x, sigma, self.label, draws, state)
+        passes, outputs = rule_outputs(rule, self.denoiser, x, sigma, self.label, draws)
+        if self.recorder is None:
+            return rule.combine(outputs, x, sigma, state)
+        guided, inner = rule.combine(outputs, x, sigma, state.state)
+        found = self.recorder(x, self.label, passes, outputs, guided)
+        record = jax.tree.map(
+            lambda new, old: jnp.where(jnp.asarray(evaluation) == 0, new, old),
+            found,
+            state.record,
+        )
+        return guided, _Recorded(inner, record)
 
 
 def _draw(

@@ -56,7 +56,7 @@ def run_divided(
     run: Callable[[Any], Any],
     batch: Any,
     mesh: Mesh,
-    sample_axes: tuple[int, ...],
+    sample_axes: tuple[int | None, ...],
 ) -> tuple[Any, ...]:
     """Run a function of one batch with its samples divided over a mesh.
 
@@ -67,7 +67,8 @@ def run_divided(
         run: a function of the batch that returns a tuple.
         batch: pytree of arrays ``[n, ...]``.
         mesh: of ``MeshConfig``.
-        sample_axes: axis of the samples in each output (of its arrays).
+        sample_axes: axis of the samples in each output (of its arrays); ``None`` for an
+            output of all samples together.
 
     Returns:
         The outputs of ``run``, for n samples.
@@ -93,6 +94,10 @@ def run_divided(
     if not filling:
         return outputs
     return tuple(
-        jax.tree.map(lambda a, axis=axis: a[(slice(None),) * axis + (slice(count),)], o)
-        for o, axis in zip(outputs, sample_axes, strict=True)
+        output if axis is None else _first_samples(output, count, axis)
+        for output, axis in zip(outputs, sample_axes, strict=True)
     )
+
+
+def _first_samples(tree: Any, count: int, axis: int) -> Any:
+    return jax.tree.map(lambda a: a[(slice(None),) * axis + (slice(count),)], tree)

@@ -81,6 +81,11 @@ chosen = np.array([3, 0, 15, 7, 1, 2, 4, 5, 9], np.uint32)
 found = gg.guided_sample(jax.random.key(0), network, labels[chosen], num_samples=9,
     indices=chosen, guidance=rule, schedule=gg.FlowSteps(3), solver="euler", mesh=mesh)
 result["chosen"] = compared(np.asarray(found), alone[chosen])
+seen = [gg.guided_sample(jax.random.key(0), network, labels[chosen], num_samples=9,
+    indices=chosen, guidance=rule, schedule=gg.FlowSteps(3), solver="euler", mesh=m,
+    record=("denoised", "masks"), progress=True) for m in (None, mesh)]
+result["recorded"] = [float(jnp.abs(np.asarray(a, float) - np.asarray(b, float)).max())
+    for a, b in zip(*map(jax.tree.leaves, seen))]
 # Rows of a block as one batch, as on an accelerator.
 jax.lax.platform_dependent = lambda *a, default=None, **others: default(*a)
 jax.clear_caches()
@@ -99,6 +104,11 @@ print("RESULT" + json.dumps(result))
 def eight():
     output = run_python(textwrap.dedent(_PROGRAM), devices=8)
     return json.loads(output.split("RESULT")[1])
+
+
+@pytest.mark.ci
+def test_records_of_divided_samples_are_the_same(eight):
+    assert len(eight["recorded"]) == 4 and max(eight["recorded"]) < 1e-5
 
 
 @pytest.mark.ci
