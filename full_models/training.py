@@ -51,7 +51,7 @@ def train_dit(
     config: DiTConfig,
     training: DiTTraining = DiTTraining(),
     *,
-    progress: bool | Progress = False,
+    progress: bool | Progress | None = None,
     checkpoint: str | os.PathLike | None = None,
     mesh: Mesh | None = None,
 ) -> dict[int, ProcessStack]:
@@ -67,8 +67,9 @@ def train_dit(
         labels: ``[n]`` integers.
         config: shape of the network.
         training: the optimization; batches are drawn with replacement.
-        progress: ``True`` for a progress bar, or a callable that is told
-            ``TrainingProgress`` every few steps.
+        progress: ``True`` for a progress bar, a callable that is told
+            ``TrainingProgress`` every few steps, ``False`` for silence; by default a
+            bar on terminals and in notebooks.
         checkpoint: folder to resume from if it exists, and to keep up to date, also on
             SIGINT and SIGTERM; see ``Checkpoints``. It is deleted when training ends.
             Resumed training equals uninterrupted training bit for bit.

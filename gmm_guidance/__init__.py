@@ -87,7 +87,9 @@ from gmm_guidance.sampling.solvers import (
 from gmm_guidance.sharding import MeshConfig
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
 from gmm_guidance.training.config import TrainingConfig
-from gmm_guidance.training.fit import TrainingProgress
+from gmm_guidance.training.fit import Fit, FitConfig, TrainingProgress
+from gmm_guidance.training.loss import denoising_loss
+from gmm_guidance.training.own_model import train
 from gmm_guidance.training.train import train_denoiser, train_denoisers
 from gmm_guidance.training.trained import TrainedDenoiser, TrainingRun
 
@@ -138,6 +140,8 @@ __all__ = [
     "ErrorBudget",
     "Euler",
     "ExactDenoiser",
+    "Fit",
+    "FitConfig",
     "FlowSteps",
     "GaussianMixture",
     "GuidanceRule",
@@ -183,6 +187,7 @@ __all__ = [
     "check_stack",
     "decompose",
     "default_schedule",
+    "denoising_loss",
     "drop",
     "error_budget",
     "evaluate_passes",
@@ -199,6 +204,7 @@ __all__ = [
     "sharding",
     "stack_blocks",
     "static_field",
+    "train",
     "train_denoiser",
     "train_denoisers",
     "weak_pass_effect",

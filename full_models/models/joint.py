@@ -23,6 +23,7 @@ from full_models.models.layers import (
     layer_norm,
     modulate,
 )
+from gmm_guidance._runtime.pytree import one_line_repr
 from gmm_guidance.blocks.perturbation import (
     BlockPerturbation,
     add_branch,
@@ -340,6 +341,8 @@ class PromptedNetwork(nnx.Module):
     """
 
     config: Any
+
+    __repr__ = one_line_repr
 
     def _make_text(self, *, rngs: nnx.Rngs) -> None:
         c = self.config

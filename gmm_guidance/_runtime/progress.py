@@ -121,6 +121,12 @@ class Task:
             self._cell.update(shown, raw=True)
 
 
+def is_watched() -> bool:
+    """Whether what is printed goes to a terminal or a notebook."""
+    console = Console()
+    return console.is_terminal or console.is_jupyter
+
+
 _listeners: list[Callable[[int], None]] = []
 
 

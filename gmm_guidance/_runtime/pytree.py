@@ -33,6 +33,11 @@ class Static:
         self._node_types = node_types(treedef)
         self._held = tuple(_held(leaf) for leaf in leaves if leaf is not None)
 
+    @property
+    def hidden_arrays(self) -> int:
+        """How many arrays functions and objects hold, as constants of the program."""
+        return sum(isinstance(part, _Same) for held in self._held for part in held)
+
     def __hash__(self) -> int:
         return hash((self.treedef, self.leaves))
 
@@ -118,6 +123,19 @@ def _traced(tree: Any) -> list[bool]:
 
     visit(tree, False)
     return found
+
+
+def one_line_repr(model: Any) -> str:
+    """A model in one line: its class, blocks and parameters.
+
+    To be assigned to ``__repr__`` of a class of networks.
+    """
+    parts = []
+    if isinstance(blocks := getattr(model, "num_blocks", None), int):
+        parts.append(f"{blocks} blocks")
+    leaves = [a for a in jax.tree.leaves(model) if hasattr(a, "size")]
+    parts.append(f"{sum(a.size for a in leaves):,} parameters")
+    return f"{type(model).__name__}({', '.join(parts)})"
 
 
 # -- callables that hold pytrees ------------------------------------------------------

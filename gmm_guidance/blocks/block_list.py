@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gmm_guidance._runtime.pytree import Static, join
+from gmm_guidance._runtime.pytree import Static, join, one_line_repr
 from gmm_guidance.blocks.process_stack import WrappedStack
 from gmm_guidance.blocks.shared_prefix import run_full
 from gmm_guidance.blocks.stack import relative_costs, run_block
@@ -44,6 +44,8 @@ class BlockList(WrappedStack):
     sample_shape: tuple[int, ...] | None = dataclasses.field(metadata={"static": True})
     num_labels: int | None = dataclasses.field(metadata={"static": True})
     block_costs: tuple[float, ...] | None = dataclasses.field(metadata={"static": True})
+
+    __repr__ = one_line_repr
 
     @property
     def num_blocks(self) -> int:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_concrete, as_floats
+from gmm_guidance._runtime.pytree import one_line_repr
 from gmm_guidance.blocks.shared_prefix import run_blocks, run_full
 from gmm_guidance.blocks.stack import run_block, run_segment_block
 from gmm_guidance.diffusion.parameterization import (
@@ -91,6 +92,12 @@ class ProcessStack(WrappedStack):
     def __post_init__(self):
         check_prediction(self.prediction)
 
+    def __repr__(self) -> str:
+        backbone = repr(self.backbone)
+        if "\n" in backbone or len(backbone) > 80:
+            backbone = one_line_repr(self.backbone)
+        return f"{type(self).__name__}({backbone}, {self.process}, {self.prediction!r})"
+
     def embed(self, x: jax.Array, sigma: ArrayLike, label: Any) -> tuple[Any, Any]:
         """The network's state and context, of samples ``[n, ...]`` at sigma."""
         return self.backbone.embed(*self._input(x, sigma), label)
@@ -138,6 +145,10 @@ class ProcessStack(WrappedStack):
         rows: Any = jax.tree.map(lambda a: a[None], (hidden, context))
         hidden = run_full(self, *rows)
         return self.backbone.readout(jax.tree.map(lambda a: a[0], hidden), context)
+
+    def forward(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:
+        """The denoised samples by the forward pass of ``predict``."""
+        return self._value(self.predict(x, sigma, label), x, sigma)
 
     @override
     def __call__(self, x: jax.Array, sigma: ArrayLike, label: Any = None) -> jax.Array:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
+from gmm_guidance._runtime.pytree import one_line_repr
 from gmm_guidance.blocks.perturbation import (
     ATTENTION_KINDS,
     BlockPerturbation,
@@ -221,6 +222,8 @@ class BlockMLP(nnx.Module):
         config: shape, kind and scale.
         rngs: Flax random streams; ``nnx.Rngs(jax.random.key(0))``.
     """
+
+    __repr__ = one_line_repr
 
     def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
         self.config = config

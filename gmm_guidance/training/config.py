@@ -77,6 +77,24 @@ class TrainingConfig(FitConfig):
         if self.num_points is not None:
             at_least("num_points", self.num_points, 1)
 
+    @classmethod
+    def quick(cls, **fields: Any) -> TrainingConfig:
+        """A configuration that trains in seconds, to try things out.
+
+        The network is small and its training short, so that its error is larger than
+        that of the defaults, which take a minute on a processor of two cores.
+
+        Args:
+            **fields: fields that replace those of the quick configuration.
+        """
+        own: dict[str, Any] = {
+            "snapshots": (1000,),
+            "batch_size": 256,
+            "width": 32,
+            "num_blocks": 4,
+        }
+        return cls(**own | fields)
+
     def network(self, data: GaussianMixture | Points) -> NetworkConfig:
         """The network for the data: its dimension, classes, mean and scale.
 

@@ -22,7 +22,7 @@ import optax
 from gmm_guidance._runtime.checkpoints import Checkpoints
 from gmm_guidance._runtime.checks import check_count, check_real, plain_numbers
 from gmm_guidance._runtime.interruption import Interruption
-from gmm_guidance._runtime.progress import Reporter
+from gmm_guidance._runtime.progress import Reporter, is_watched
 
 _CHECKPOINT_SECONDS = 10.0
 _STEPS_PER_CALL = 100
@@ -181,6 +181,11 @@ class Fit(NamedTuple):
     networks: tuple[Any, ...]
     losses: tuple[jax.Array, ...]
 
+    @property
+    def network(self) -> Any:
+        """The network at the end of training."""
+        return self.networks[-1]
+
 
 class _State(NamedTuple):
     network: Any
@@ -203,8 +208,9 @@ def fit(
     config: FitConfig,
     *,
     description: dict[str, Any],
+    network: Any = None,
     data_axes: Any = None,
-    progress: bool | Progress = False,
+    progress: bool | Progress | None = None,
     checkpoint: str | os.PathLike | None = None,
     place: Callable[[Any], Any] = lambda run: run,
     steps_per_call: int | None = None,
@@ -219,10 +225,13 @@ def fit(
         config: the optimization.
         description: JSON-like; with ``config`` and ``key``, what a checkpoint must
             agree with to be resumed.
+        network: the network before training, in place of ``objective.init``; of one
+            key.
         data_axes: with several networks, the axis of networks in ``data`` (a pytree as
             for ``jax.vmap``); ``None`` for data common to all.
-        progress: ``True`` for a progress bar, or a callable that is told
-            ``TrainingProgress`` every few steps.
+        progress: ``True`` for a progress bar, a callable that is told
+            ``TrainingProgress`` every few steps, ``False`` for silence; by default a
+            bar on terminals and in notebooks.
         checkpoint: folder to resume from if it exists, and to keep up to date, also on
             SIGINT and SIGTERM; see ``Checkpoints``. It is deleted when training ends.
             Resumed training equals uninterrupted training bit for bit.
@@ -240,7 +249,7 @@ def fit(
         "training": dataclasses.asdict(config),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
-    start, key, data = place((_start(objective, config, key), key, data))
+    start, key, data = place((_start(objective, config, key, network), key, data))
     most = steps_per_call or _STEPS_PER_CALL
     program = _Program(objective, config, data_axes)
     with Checkpoints(
@@ -272,9 +281,11 @@ def fit(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(objective: Objective, config: FitConfig, key: jax.Array) -> _State:
+def _start(
+    objective: Objective, config: FitConfig, key: jax.Array, given: Any
+) -> _State:
     def one(key):
-        network = objective.init(jax.random.fold_in(key, 0))
+        network = objective.init(jax.random.fold_in(key, 0)) if given is None else given
         return _State(network, network, config.optimizer().init(network))
 
     return jax.vmap(one)(key) if key.ndim else one(key)
@@ -365,8 +376,9 @@ def _train_steps(
 
 
 @contextlib.contextmanager
-def _reporting(progress: bool | Progress, num_steps: int) -> Iterator[Progress]:
+def _reporting(progress: bool | Progress | None, num_steps: int) -> Iterator[Progress]:
     """The progress callback: a bar, the caller's, or none."""
+    progress = is_watched() if progress is None else progress
     if callable(progress):
         yield progress
     elif not progress:

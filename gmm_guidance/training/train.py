@@ -25,6 +25,7 @@ from gmm_guidance.sharding.mesh import as_mesh
 from gmm_guidance.training.block_mlp import BlockMLP, NetworkConfig
 from gmm_guidance.training.config import Points, TrainingConfig, as_points
 from gmm_guidance.training.fit import Progress, fit
+from gmm_guidance.training.loss import edm_weight, log_normal_levels
 from gmm_guidance.training.trained import TrainedDenoiser, TrainingRun
 
 
@@ -33,7 +34,7 @@ def train_denoiser(
     data: GaussianMixture | Points,
     config: TrainingConfig = TrainingConfig(),
     *,
-    progress: bool | Progress = False,
+    progress: bool | Progress | None = None,
     checkpoint: str | os.PathLike | None = None,
     mesh: Mesh | None = None,
 ) -> TrainedDenoiser:
@@ -55,7 +56,7 @@ def train_denoisers(
     data: GaussianMixture | Points,
     config: TrainingConfig = TrainingConfig(),
     *,
-    progress: bool | Progress = False,
+    progress: bool | Progress | None = None,
     checkpoint: str | os.PathLike | None = None,
     mesh: Mesh | None = None,
 ) -> TrainingRun:
@@ -73,8 +74,9 @@ def train_denoisers(
             and labels ``[n]``, integers from 0 on, a finite set from which they are
             drawn with replacement.
         config: see ``TrainingConfig``.
-        progress: ``True`` for a progress bar with loss and speed, or a callable that is
-            told ``TrainingProgress`` every few steps.
+        progress: ``True`` for a progress bar with loss and speed, a callable that is
+            told ``TrainingProgress`` every few steps, ``False`` for silence; by default
+            a bar on terminals and in notebooks.
         checkpoint: folder to resume from if it exists, and to keep up to date, also on
             SIGINT and SIGTERM; see ``Checkpoints``. It is deleted when training ends.
             Resumed training equals uninterrupted training bit for bit.
@@ -92,7 +94,7 @@ def train_denoisers(
             or if the mesh divides neither the seeds nor a batch.
     """
     mesh = None if mesh is None else as_mesh(mesh)
-    batch_mesh, place = _on_mesh(mesh, len(keys), config.batch_size)
+    batch_mesh, place = on_mesh(mesh, len(keys), config.batch_size)
     mixture = points = None
     if isinstance(data, GaussianMixture):
         mixture = data
@@ -115,7 +117,7 @@ def train_denoisers(
         config,
         description={
             "kind": "gmm_guidance.training.train checkpoint",
-            "data": _digest(data),
+            "data": digest(data),
         },
         data_axes=_Data(None, 0 if own_points else None),
         progress=progress,
@@ -168,8 +170,7 @@ class _Denoising:
         kind, level = self.shape.scaled_prediction(), sigma[:, None]
         if config.prediction == "edm":
             error = jnp.sum((kind.denoised(output, noisy, level) - target) ** 2, axis=1)
-            weight = (sigma**2 + scale**2) / (sigma * scale) ** 2
-            return jnp.mean(weight * error) / clean.shape[1]
+            return jnp.mean(edm_weight(sigma, scale) * error) / clean.shape[1]
         return jnp.mean((output - kind.output(target, noisy, level)) ** 2)
 
     def _levels(self, key: jax.Array, dtype: Any) -> jax.Array:
@@ -178,9 +179,8 @@ class _Denoising:
         if config.noise == "ddpm":
             levels = jnp.asarray(DDPM().sigmas(), dtype)
             return levels[jax.random.randint(key, (n,), 0, len(levels))]
-        normal = jax.random.normal(key, (n,), dtype)
-        log_sigma = config.log_sigma_offset + config.log_sigma_std * normal
-        return self.shape.data_scale * jnp.exp(log_sigma)
+        offset, std = config.log_sigma_offset, config.log_sigma_std
+        return log_normal_levels(key, n, self.shape.data_scale, offset, std, dtype)
 
     def _batch(self, key: jax.Array, data: _Data) -> tuple[jax.Array, jax.Array]:
         n = self.config.batch_size
@@ -206,7 +206,7 @@ def _draw_points(
     )(keys)
 
 
-def _on_mesh(
+def on_mesh(
     mesh: Mesh | None, num_seeds: int, batch_size: int
 ) -> tuple[Mesh | None, Callable[[Any], Any]]:
     """The mesh if it divides batches, not seeds; and how the run is moved to it."""
@@ -230,10 +230,13 @@ def _on_mesh(
     return None, divide_seeds
 
 
-def _digest(data: GaussianMixture | tuple[np.ndarray, np.ndarray]) -> str:
+def digest(data: Any) -> str:
+    """A hash of the arrays of a pytree, and of the labels of a mixture."""
     digest = hashlib.sha256()
     labels = (data.labels,) if isinstance(data, GaussianMixture) else ()
     for leaf in (*jax.tree.leaves(data), *labels):
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()[:16]

@@ -41,6 +41,9 @@ class TrainedDenoiser(WrappedStack):
     config: TrainingConfig = dataclasses.field(metadata={"static": True})
     step: int = dataclasses.field(metadata={"static": True})
 
+    def __repr__(self) -> str:
+        return f"TrainedDenoiser({self.network!r}, step={self.step})"
+
     def save(self, path: str | os.PathLike) -> Path:
         """Write weights and configuration to one file; returns its path."""
         return save_tree(path, self.network.backbone, self._description())
@@ -89,6 +92,12 @@ class TrainingRun:
     config: TrainingConfig
     num_seeds: int
     losses: tuple[jax.Array, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainingRun(num_seeds={self.num_seeds}, "
+            f"snapshots={self.config.snapshots})"
+        )
 
     def denoiser(self, seed: int = 0, step: int | None = None) -> TrainedDenoiser:
         """One seed's denoiser after ``step`` training steps; the last by default.

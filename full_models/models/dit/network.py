@@ -20,6 +20,7 @@ from full_models.models.layers import (
     from_patches,
     to_patches,
 )
+from gmm_guidance._runtime.pytree import one_line_repr
 from gmm_guidance.blocks.perturbation import (
     ATTENTION_KINDS,
     BlockPerturbation,
@@ -39,6 +40,8 @@ class DiT(nnx.Module):
         config: the shape.
         rngs: Flax random streams. A fresh network predicts zeros (adaLN-Zero).
     """
+
+    __repr__ = one_line_repr
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         self.config = config

@@ -21,6 +21,7 @@ from full_models.models.layers import (
 from full_models.models.wan.config import PATCH, WanConfig
 from full_models.models.wan.layers import Block, rotation_of
 from full_models.models.wan.pipeline import WanPipeline
+from gmm_guidance._runtime.pytree import one_line_repr
 from gmm_guidance.blocks.perturbation import (
     CROSS_KINDS,
     BlockPerturbation,
@@ -56,6 +57,8 @@ class Wan(nnx.Module):
         config: the shape.
         rngs: Flax random streams.
     """
+
+    __repr__ = one_line_repr
 
     def __init__(self, config: WanConfig, *, rngs: nnx.Rngs):
         self.config = config
