@@ -86,6 +86,11 @@ def train_dit(
     """
     check_key(key)
     samples, labels = _check_data(samples, labels, config)
+    if training.label_dropout and not config.null_label:
+        raise ValueError(
+            f"label_dropout must be 0 for a network without a null class "
+            f"(null_label=False), got {training.label_dropout}."
+        )
     if mesh is not None and training.batch_size % num_batch_parts(mesh):
         raise ValueError(
             f"batch_size must be a multiple of the {num_batch_parts(mesh)} parts in "

@@ -70,7 +70,7 @@ class Calibrate:
                     f"model's are {wanted}."
                 )
             model = checkpoint.load(self.model.resolved_precision())
-            reporter.say(checkpoint.pipeline.title)
+            reporter.say(checkpoint.title)
             features: Any = None
             if self.blocks is not None:
                 features = ("cfg", *((b,) for b in self.blocks))

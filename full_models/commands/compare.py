@@ -48,7 +48,7 @@ class Compare:
             without_s2 = dataclasses.replace(
                 loaded, run=dataclasses.replace(run, guidance=cfg)
             )
-            reporter.say(run.pipeline.title)
+            reporter.say(run.checkpoint.title)
             known = {
                 "unguided": ("no guidance", gg.Unguided),
                 "cfg": (f"CFG {cfg.cfg_scale:g}", without_s2.rule),

@@ -58,7 +58,7 @@ class Generate:
         """Fill the directory; returns its plan and manifest."""
         loaded = Run.of(self.model, self.draw, self.guidance).load()
         if is_first():
-            reporter.say(f"{loaded.run.pipeline.title}; {loaded.mesh.size} devices")
+            reporter.say(f"{loaded.run.checkpoint.title}; {loaded.mesh.size} devices")
         return self.fill(loaded, reporter, self.resume)
 
     def fill(self, loaded: LoadedRun, reporter: Reporter, resume: bool) -> list[Path]:

@@ -40,6 +40,13 @@ class ModelOptions:
     model: str | None = None
     """Name of the published model, such as DiT-XL/2 or SiT-B/4; required where the
     weights do not tell."""
+    root: str | None = None
+    """Entry of a PyTorch file that holds the weights, such as model; an average of the
+    weights (ema) by default. A prefix of the names of tensors, such as ema., or both,
+    such as state_dict/ema., chooses among several models of a file."""
+    ignore: tuple[str, ...] = ()
+    """Beginnings of the names of tensors to leave out, such as projectors. for heads
+    that sampling does not use."""
     frames: int | None = None
     """Number of frames of each video, 4 k + 1, for models that draw videos; 81 by
     default."""
@@ -50,7 +57,13 @@ class ModelOptions:
     def open(self) -> Checkpoint:
         """The checkpoint and its model; no tensor is read."""
         precision: Any = self.resolved_precision()
-        found = open_checkpoint(self.weights, self.model, compute_dtype=precision)
+        found = open_checkpoint(
+            self.weights,
+            self.model,
+            compute_dtype=precision,
+            root=self.root,
+            ignore=self.ignore,
+        )
         if self.frames is None:
             return found
         if not hasattr(found.config, "for_frames"):
@@ -66,6 +79,8 @@ class ModelOptions:
         return {
             "weights": self.weights.name,
             "weights_sha256": checkpoint.sha256(),
+            **({"root": checkpoint.root} if checkpoint.root else {}),
+            **({"ignore": list(self.ignore)} if self.ignore else {}),
             "config": dataclasses.asdict(checkpoint.config),
             "precision": self.resolved_precision(),
         }
@@ -259,6 +274,11 @@ class LoadedRun:
         draw: Any = self.run.draw
         label_of = self.run.pipeline.label_of
         count = self.model.num_labels
+        if draw.labels == "none" and not getattr(self.model, "null_label", True):
+            raise ValueError(
+                "--labels none is for models with a null class, but this one was "
+                "trained without dropping labels; name classes."
+            )
         return choose_labels(draw.labels, draw.num, count, draw.seed, label_of)
 
     def rule(self) -> gg.GuidanceRule:

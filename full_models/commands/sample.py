@@ -44,7 +44,7 @@ class Sample:
             loaded = run.load()
             labels = loaded.labels()
             reporter.say(
-                f"{run.pipeline.title}; {len(labels)} images, {run.draw.steps} steps "
+                f"{run.checkpoint.title}; {len(labels)} images, {run.draw.steps} steps "
                 f"of {run.draw.solver}"
             )
             drawn = draw("sampling", loaded, loaded.rule(), reporter)

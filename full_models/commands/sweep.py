@@ -87,7 +87,7 @@ class Sweep:
         runs = [Run.of(c.model, c.draw, c.guidance, checkpoint) for c in commands]
         first = runs[0].load()
         if is_first():
-            reporter.say(f"{runs[0].pipeline.title}; {len(runs)} settings")
+            reporter.say(f"{checkpoint.title}; {len(runs)} settings")
         settings = [dataclasses.replace(first, run=run) for run in runs]
         # A mistake in the last setting shows before the first is drawn.
         for command, loaded in zip(commands, settings, strict=True):

@@ -54,7 +54,6 @@ class Layout:
         to_config: content of that ``config.json`` for a config. With it the layout is
             exported as a folder, without it as a single file.
         ignored: how the names of tensors of other models in the same file begin.
-        prefixes: beginnings that all names may share; they are removed.
     """
 
     signature: str
@@ -63,16 +62,33 @@ class Layout:
     has_config: bool = False
     to_config: Callable[[Any], dict[str, Any]] | None = None
     ignored: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ()
 
-    def select(self, stored: Stored) -> Stored | None:
-        """The tensors of this layout under their own names; ``None`` if it is none."""
+    def select(self, stored: Stored, origin: str) -> Stored | None:
+        """The tensors of this layout under their own names; ``None`` if it is none.
+
+        What stands before the names of the layout (``module.``, ``net.``) is dropped,
+        with the tensors that do not share it.
+
+        Raises:
+            ValueError: if models with several such prefixes are in the file.
+        """
         kept = {n: t for n, t in stored.items() if not n.startswith(self.ignored)}
-        for prefix in self.prefixes:
-            if kept and all(name.startswith(prefix) for name in kept):
-                kept = {n.removeprefix(prefix): t for n, t in kept.items()}
-                break
-        return kept if any(re.search(self.signature, name) for name in kept) else None
+        signature = re.compile(self.signature.replace("^", r"(?:^|(?<=\.))"))
+        starts = {n[: m.start()] for n in kept if (m := signature.search(n))}
+        prefixes = {start if start.endswith(".") else "" for start in starts}
+        if not prefixes:
+            return None
+        if "" in prefixes:
+            return kept
+        if len(prefixes) > 1:
+            raise ValueError(
+                f"{origin} holds several models, under {', '.join(sorted(prefixes))}; "
+                f"choose one, such as root={min(prefixes)!r}."
+            )
+        (prefix,) = prefixes
+        below = {n: t for n, t in stored.items() if n.startswith(prefix)}
+        below = {n.removeprefix(prefix): t for n, t in below.items()}
+        return {n: t for n, t in below.items() if not n.startswith(self.ignored)}
 
 
 class Pipeline(Protocol):
@@ -195,6 +211,31 @@ class PromptStack(ProcessStack):
         """
         # Forwarded to the network, it would return the network.
         return dataclasses.replace(self, backbone=self.backbone.with_prompts(prompts))
+
+
+# Larger values are of a damaged file: building the model would take all memory or time.
+_MOST = {
+    "depth": 1_000,
+    "num_double": 1_000,
+    "num_single": 1_000,
+    "layers_per_block": 100,
+    "input_size": 8_192,
+}
+_MOST_ELSE = 1_000_000
+
+
+def check_counts(config: Any, names: Iterable[str]) -> None:
+    """Refuse fields of a config that are no whole numbers of a plausible size.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name in names:
+        value, most = getattr(config, name), _MOST.get(name, _MOST_ELSE)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(
+                f"{name} must be a whole number of 1 to {most:,}, got {value!r:.40}."
+            )
 
 
 def as_stack(backbone: Any) -> ProcessStack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from full_models.models.attention import Implementation
+from full_models.models.family import check_counts
 from gmm_guidance.diffusion.parameterization import PREDICTIONS
 from gmm_guidance.diffusion.process import Process
 from gmm_guidance.sampling.solvers import Solver
@@ -14,7 +15,6 @@ PIXELS = 8  # along a side for each of the latent's
 FIRST_TIME = 1.0 - 1e-7
 # Other models in the bundles of Stability AI and ComfyUI.
 BUNDLED = ("first_stage_model.", "text_encoders.", "cond_stage_model.", "model_ema.")
-PREFIXES = ("model.diffusion_model.",)
 
 
 class PromptPipeline:
@@ -74,12 +74,7 @@ class PromptPipeline:
 
 def check_config(config: Any, counts: tuple[str, ...]) -> None:
     """Refuse values that no transformer of text and image has."""
-    for name in (*counts, "width", "depth", "num_heads"):
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"{name} must be a whole number of at least 1, got {value!r}."
-            )
+    check_counts(config, (*counts, "width", "depth", "num_heads"))
     if config.width % config.num_heads:
         raise ValueError(
             f"width must be a multiple of num_heads={config.num_heads}, got "

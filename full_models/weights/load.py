@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from jax.sharding import Mesh
 
 from full_models.models.family import (
@@ -27,9 +27,17 @@ from full_models.models.registry import FAMILIES
 from full_models.weights.orbax_folder import load_orbax
 from full_models.weights.safetensors_file import read_safetensors
 from full_models.weights.table import Stored, fill, listed, native_table
-from full_models.weights.torch_file import read_torch
+from full_models.weights.torch_file import open_torch
 from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import sha256
+from gmm_guidance._runtime.schema import (
+    Object,
+    brief,
+    checked,
+    damaged,
+    other_kind,
+    read_json,
+)
 from gmm_guidance._runtime.tensor_files import differences, load_description
 from gmm_guidance.diffusion.process import process_from_fields
 from gmm_guidance.sharding import placements
@@ -56,6 +64,7 @@ def load_weights(
     dtype: Any = None,
     compute_dtype: DType | None = None,
     root: str | None = None,
+    ignore: Sequence[str] = (),
     mesh: Mesh | None = None,
 ) -> Any:
     """Load a model from a file or folder of weights.
@@ -70,9 +79,13 @@ def load_weights(
       conventions of its published code, see the module ``weights`` of its family;
     - the files and folders of ``export_weights``.
 
-    Each tensor of the file is used exactly once. Loading takes up to one and a half
-    times the memory of the weights, in the wider type of file and parameters; from a
-    folder of orbax, twice.
+    Each tensor of the file is used exactly once, after a prefix that wrappers of the
+    model have put before all of its names (``module.``, ``_orig_mod.``, ``model.``) is
+    dropped; tensors outside of that prefix are of other models. Checksums are compared
+    where the format has them: those of ``torch.save``, unless it was told to compute
+    none, and of ``export_weights``; the safetensors files of others have none. Loading
+    takes up to one and a half times the memory of the weights, in the wider type of
+    file and parameters; from a folder of orbax, twice.
 
     Args:
         path: the file or folder.
@@ -82,8 +95,11 @@ def load_weights(
         dtype: type of the parameters, ``"bfloat16"`` to save memory; float32 by
             default.
         compute_dtype: type of matrix products; that of the config by default.
-        root: entry of a PyTorch file that holds the weights; ``"ema"`` by default if
-            there is one.
+        root: where the weights lie in the file, if there are several: an entry of a
+            PyTorch file (``"ema"``, by default an average if there is one), a prefix of
+            the names of tensors (``"ema."``), or both (``"state_dict/ema."``).
+        ignore: beginnings of the names of tensors to leave out, such as
+            ``("projectors.",)`` for heads that sampling does not use.
         mesh: devices (``MeshConfig.build``) that hold the parameters, divided by the
             placement rules of the family; each parameter goes straight to its devices.
 
@@ -98,7 +114,9 @@ def load_weights(
             (naming the fields or tensors that differ), or if the model does not follow
             from it.
     """
-    checkpoint = open_checkpoint(path, model, compute_dtype=compute_dtype, root=root)
+    checkpoint = open_checkpoint(
+        path, model, compute_dtype=compute_dtype, root=root, ignore=ignore
+    )
     return checkpoint.load(dtype, mesh)
 
 
@@ -117,6 +135,7 @@ class Checkpoint:
         config: the config of the model.
         layout: a layout of the family, ``"native"`` or ``"orbax"``.
         stored: the tensors; empty for orbax.
+        root: entry of the PyTorch file that they are of; empty elsewhere.
     """
 
     origin: Path
@@ -124,6 +143,7 @@ class Checkpoint:
     config: Any
     layout: str
     stored: Stored
+    root: str = ""
 
     @property
     def pipeline(self) -> Pipeline:
@@ -131,6 +151,12 @@ class Checkpoint:
         if self.family.pipeline is None:
             raise TypeError(f"{self.family.name} cannot be sampled.")
         return self.family.pipeline(self.config)
+
+    @property
+    def title(self) -> str:
+        """The model in a few words, with the entry of the file that was taken."""
+        entry = f", weights of the entry {self.root}" if self.root else ""
+        return self.pipeline.title + entry
 
     def sha256(self) -> str:
         """SHA-256 of the file of weights; of a folder, of all that is in it."""
@@ -157,7 +183,10 @@ class Checkpoint:
             layout = self.family.layouts.get(self.layout)
             table = native_table(abstract)
             if layout is not None:
-                table = layout.table(self.config, self.stored)
+                try:
+                    table = layout.table(self.config, self.stored)
+                except ValueError as error:
+                    raise ValueError(f"{self.origin}: {error}") from error
             network = fill(abstract, table, self.stored, str(self.origin), dtype)
         # An autoencoder has no process, and is complete.
         return as_stack(network) if hasattr(self.config, "process") else network
@@ -169,6 +198,7 @@ def open_checkpoint(
     *,
     compute_dtype: DType | None = None,
     root: str | None = None,
+    ignore: Sequence[str] = (),
     families: Sequence[Family] = FAMILIES,
 ) -> Checkpoint:
     """Find out which model the weights at a path belong to, reading no tensor.
@@ -176,7 +206,7 @@ def open_checkpoint(
     Arguments and errors are those of ``load_weights``; the model is of ``families``.
     """
     wanted = _family_of(model, families)
-    found = _inspect(as_path(path), root, families)
+    found = _inspect(as_path(path), root, ignore, families)
     if wanted not in (None, found.family):
         raise ValueError(
             f"{found.origin} holds weights of {found.family.name}, but "
@@ -185,7 +215,9 @@ def open_checkpoint(
     config = _settle(found, model)
     if compute_dtype is not None:
         config = dataclasses.replace(config, compute_dtype=compute_dtype)
-    return Checkpoint(found.origin, found.family, config, found.layout, found.stored)
+    return Checkpoint(
+        found.origin, found.family, config, found.layout, found.stored, found.root
+    )
 
 
 # What lies at the path.
@@ -199,23 +231,29 @@ class _Found(NamedTuple):
     layout: str
     stored: Stored
     said: Inferred
+    root: str = ""
 
 
-def _inspect(path: Path, root: str | None, families: Sequence[Family]) -> _Found:
+def _inspect(
+    path: Path, root: str | None, ignore: Sequence[str], families: Sequence[Family]
+) -> _Found:
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}.")
     if path.is_dir() and not (path / DESCRIPTION).is_file():
         path = _file_in(path, families)
-    stored = {} if path.is_dir() else _read(path, root)
+    stored, entry = ({}, "") if path.is_dir() else _read(path, root)
+    ignored = tuple([ignore] if isinstance(ignore, str) else ignore)
+    stored = _without(stored, ignored)
     if (ours := _described(path, stored, families)) is not None:
         return ours
     for family in families:
         for name, layout in family.layouts.items():
-            if (selected := layout.select(stored)) is not None:
+            if (selected := layout.select(stored, str(path))) is not None:
+                selected = _without(selected, ignored)
                 _refuse_parts(selected)
                 family.refuse(path)
                 said = _infer(layout, selected, path.parent / "config.json")
-                return _Found(path, family, name, selected, said)
+                return _Found(path, family, name, selected, said, entry)
     _refuse_parts(stored)
     raise ValueError(
         f"{path} holds no known model: the names of its tensors must be those of a "
@@ -246,44 +284,67 @@ def _file_in(folder: Path, families: Sequence[Family]) -> Path:
     )
 
 
-def _read(path: Path, root: str | None) -> Stored:
+def _read(path: Path, root: str | None) -> tuple[Stored, str]:
+    """The tensors below ``root``, and the entry of a PyTorch file that was taken."""
+    if not path.is_file():
+        raise damaged(path, "neither a file nor a folder")
+    with path.open("rb") as file:
+        kind = other_kind(file.read(1024))
+    if kind is not None:
+        raise damaged(path, kind)
+    entry, slash, prefix = (root or "").rpartition("/")
+    if not prefix.endswith("."):
+        entry, prefix = root or "", ""
     if path.suffix in _TORCH_SUFFIXES:
-        return read_torch(path, root)
-    if root is not None:
+        stored, entry = open_torch(path, entry or None)
+    elif entry:
         raise ValueError(
             f"root={root!r} chooses an entry of a PyTorch file, but {path} is none; "
             f"leave it out."
         )
-    if path.suffix in (".safetensors", ".json"):
-        return read_safetensors(path)
-    if path.suffix == ".gguf":
+    elif path.suffix in (".safetensors", ".json"):
+        stored = read_safetensors(path)
+    elif path.suffix == ".gguf":
         raise ValueError(
             f"{path} is quantized (GGUF); take the file in bfloat16 or float16."
         )
-    raise ValueError(
-        f"weights must be a folder or a file ending in .safetensors, .index.json, "
-        f"{', '.join(_TORCH_SUFFIXES)}, got {path}; rename it."
-    )
+    else:
+        raise ValueError(
+            f"weights must be a folder or a file ending in .safetensors, .index.json, "
+            f"{', '.join(_TORCH_SUFFIXES)}, got {path}; rename it."
+        )
+    if not prefix:
+        return stored, entry
+    below = {
+        n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)
+    }
+    if not below:
+        raise ValueError(
+            f"{path} has no tensor under {prefix!r}; it has {listed(stored)}."
+        )
+    return below, entry + slash + prefix
+
+
+def _without(stored: Stored, ignored: tuple[str, ...]) -> Stored:
+    return {n: t for n, t in stored.items() if not n.startswith(ignored)}
 
 
 def _infer(layout: Layout, stored: Stored, beside: Path) -> Inferred:
     """What tensors say of their model, and the ``config.json`` beside them, if any."""
     if not (layout.has_config and beside.is_file()):
         return layout.infer(stored, None)
+    found = read_json(beside, Object)
     try:
-        found = json.loads(beside.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"must hold an object, got {type(found).__name__}.")
         return layout.infer(stored, found)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{beside}: {error}") from error
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ValueError(f"{beside}: {brief(error)}.") from error
 
 
 def _described(path: Path, stored: Stored, families: Sequence[Family]) -> _Found | None:
     """What a file or folder of our own says; ``None`` for another's."""
     try:
         if path.is_dir():
-            description = json.loads((path / DESCRIPTION).read_text())
+            description = read_json(path / DESCRIPTION, Object)
         elif path.suffix == ".safetensors":
             description = load_description(path)
         else:
@@ -292,24 +353,31 @@ def _described(path: Path, stored: Stored, families: Sequence[Family]) -> _Found
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    kind, name, layout, fields = (
-        description.get(key) for key in ("kind", "family", "layout", "config")
-    )
-    family = next((f for f in families if f.name == name), None)
+    said = checked(description, _Description, path)
+    family = next((f for f in families if f.name == said.family), None)
     try:
-        if kind != KIND or family is None or layout not in _layouts(family):
+        if said.kind != KIND or family is None or said.layout not in _layouts(family):
             raise ValueError("unknown kind, family or layout")
-        unknown = fields.keys() - {f.name for f in dataclasses.fields(family.config)}
-        if unknown:
-            raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
-        fields = {name: _restored(value) for name, value in fields.items()}
-    except (ValueError, AttributeError) as error:
+        known = {f.name for f in dataclasses.fields(family.config)}
+        if unknown := said.config.keys() - known:
+            raise ValueError(f"unknown fields {listed(sorted(unknown))}")
+        fields = {name: _restored(value) for name, value in said.config.items()}
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} is of another version ({error}): kind {kind!r}, family {name!r}, "
-            f"layout {layout!r}, config {fields!r}. Export the weights again, or read "
-            f"them with the version that wrote them."
+            f"{path} is of another version ({brief(error)}): kind {said.kind!r}, "
+            f"family {said.family!r}, layout {said.layout!r}. Export the weights "
+            f"again, or read them with the version that wrote them."
         ) from error
-    return _Found(path, family, layout, stored, Inferred(fields))
+    return _Found(path, family, said.layout, stored, Inferred(fields))
+
+
+class _Description(msgspec.Struct):
+    """What a file of our own says of itself."""
+
+    kind: str
+    family: str | None = None
+    layout: str | None = None
+    config: Object = {}
 
 
 def _layouts(family: Family) -> tuple[str, ...]:
@@ -365,7 +433,7 @@ def _family_of(model: Any, families: Sequence[Family]) -> Family | None:
 
 def _settle(found: _Found, model: Any) -> Any:
     """The one config that both the weights and the caller allow."""
-    origin, family, _, _, said = found
+    origin, family, said = found.origin, found.family, found.said
     names = [field.name for field in dataclasses.fields(family.config)]
     shape = [name for name in names if name not in family.execution]
     if isinstance(model, str):
@@ -405,7 +473,7 @@ def _settle(found: _Found, model: Any) -> Any:
         )
     try:
         return family.config(**fields)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{origin}: {error}") from error
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import safetensors
 
 from full_models.weights.table import Stored, StoredTensor
+from gmm_guidance._runtime.schema import damaged, read_json
 
 
 def read_safetensors(path: str | os.PathLike) -> Stored:
@@ -52,17 +53,20 @@ def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
     return read
 
 
+class _Index(msgspec.Struct):
+    """An index of several files; others also hold metadata."""
+
+    weight_map: dict[str, str]
+
+
 def _read_index(path: Path) -> Stored:
-    try:
-        places = json.loads(path.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no index of safetensors files: it must hold a weight_map."
-        ) from error
+    places = read_json(path, _Index).weight_map
     result: Stored = {}
     for part in sorted(set(places.values())):
         if Path(part).name != part:
             raise ValueError(f"{path} points out of its folder, to {part}.")
+        if not part.endswith(".safetensors"):
+            raise damaged(path, f"the part {part} is no .safetensors file")
         stored = read_safetensors(path.parent / part)
         expected = {name for name, place in places.items() if place == part}
         if expected != stored.keys():

@@ -297,9 +297,18 @@ def check_names(table: Table, stored: Mapping[str, Spec], origin: str) -> None:
     }
     parts = [f"{title}: {listed(found)}" for title, found in problems.items() if found]
     if parts:
+        extra = next((n for n in stored if n not in expected), None)
+        hint = (
+            ""
+            if extra is None
+            else (
+                f"; heads that sampling does not use are left out by "
+                f"ignore=({extra.split('.')[0]!r},)"
+            )
+        )
         raise ValueError(
             f"{origin} does not fit this model. {'. '.join(parts)}. Check that model, "
-            f"input size and file belong together."
+            f"input size and file belong together{hint}."
         )
 
 

@@ -85,10 +85,9 @@ def read_text(path: str | os.PathLike) -> str:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise damaged(path, "not a file")
-    with path.open("rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
+    if path.stat().st_size > _MOST_BYTES:
         raise damaged(path, f"larger than {_MOST_BYTES >> 20} MB")
+    data = path.read_bytes()
     if (kind := other_kind(data)) is not None:
         raise damaged(path, kind)
     try:

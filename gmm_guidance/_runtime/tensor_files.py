@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import atomic
+from gmm_guidance._runtime.schema import Object, parse_json
 
 
 def save_tree(path: str | os.PathLike, tree: Any, description: dict[str, Any]) -> Path:
@@ -77,12 +78,11 @@ def load_description(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is truncated or no safetensors file ({error}); delete it and "
             f"write it again."
         ) from error
-    try:
-        return json.loads(metadata["description"])
-    except (KeyError, json.JSONDecodeError):
+    if "description" not in metadata:
         raise ValueError(
             f"{path} was not written by gmm_guidance: its header has no description."
-        ) from None
+        )
+    return parse_json(metadata["description"], Object, path)
 
 
 def load_tree(path: str | os.PathLike, like: Any) -> Any:

@@ -16,7 +16,9 @@ class Denoiser(Protocol):
     """The posterior mean ``E[x0 | x, label]`` under noise of level ``sigma``.
 
     Optional attributes that the library uses where they exist: ``sample_shape``, the
-    shape of one sample; ``num_labels``, the number of classes; ``sigma_range``, the
+    shape of one sample; ``num_labels``, the number of classes, and ``null_label``,
+    whether the label of that number means "no condition" (by default it does);
+    ``sigma_range``, the
     lowest and highest noise level that sampling needs (see ``default_schedule``);
     ``denoise_rows(x, sigma, labels)``, several labels at once, where that is cheaper
     than one by one.

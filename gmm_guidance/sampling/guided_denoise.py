@@ -93,7 +93,12 @@ def point_arguments(
     check_denoiser(denoiser)
     x = as_samples(x, getattr(denoiser, "sample_shape", None))
     sigma = as_sigma(sigma, x.dtype)
-    label = as_labels(label, x.shape[:1], getattr(denoiser, "num_labels", None))
+    label = as_labels(
+        label,
+        x.shape[:1],
+        getattr(denoiser, "num_labels", None),
+        null_allowed=getattr(denoiser, "null_label", True),
+    )
     key = jax.random.key(0) if key is None else key
     check_key(key)
     return x, sigma, label, key

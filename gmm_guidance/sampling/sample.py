@@ -205,7 +205,8 @@ def guided_sample(
         batch_size = check_count("batch_size", batch_size)
     mesh = None if mesh is None else as_mesh(mesh)
     num_labels = getattr(denoiser, "num_labels", None)
-    label = as_labels(label, (num_samples,), num_labels)
+    has_null = getattr(denoiser, "null_label", True)
+    label = as_labels(label, (num_samples,), num_labels, null_allowed=has_null)
     if initial is not None and jnp.shape(initial) != (num_samples, *shape):
         raise ValueError(
             f"initial must have shape {(num_samples, *shape)}, got "

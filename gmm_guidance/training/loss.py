@@ -118,4 +118,9 @@ def null_label(denoiser: Any) -> int:
             f"{type(denoiser).__name__} has no num_labels; give it one, or set "
             f"label_dropout=0."
         )
+    if not getattr(denoiser, "null_label", True):
+        raise ValueError(
+            f"label_dropout replaces labels by 'no condition', but "
+            f"{type(denoiser).__name__} has no null class; set label_dropout=0."
+        )
     return num_labels

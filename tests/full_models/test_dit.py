@@ -249,12 +249,12 @@ def test_learned_variance_comes_along():
     "fields, message",
     [
         ({"input_size": 9}, "multiple of patch_size=2, got 9; use 8 or 10"),
-        ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
+        ({"depth": 0}, "depth must be a whole number of 1 to 1,000, got 0"),
         ({"width": 10}, "width must be a multiple of num_heads=2 and of 4"),
         ({"process": "edm"}, "process must be a noise process .*, got 'edm'"),
         ({"prediction": "edm"}, "prediction must be one of x0, epsilon, .*got 'edm'"),
         ({"compute_dtype": "float16"}, "compute_dtype"),
-        ({"mlp_ratio": -1.0}, "mlp_ratio must be > 0"),
+        ({"mlp_ratio": -1.0}, "mlp_ratio must be a number > 0"),
     ],
 )
 def test_bad_shapes(fields, message):

@@ -87,7 +87,6 @@ FAMILY = Family(
             table,
             infer,
             ignored=("text_encoder.",),
-            prefixes=("model.diffusion_model.",),
         )
     },
     published={

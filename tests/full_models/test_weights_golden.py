@@ -99,7 +99,7 @@ def test_training_checkpoint_has_other_weights_beside_the_average():
     name = "blocks.0.mlp.fc1.bias"
     ratio = live[name].read() / average[name].read()
     np.testing.assert_allclose(ratio, 0.9, atol=0.05)
-    with pytest.raises(ValueError, match="entry 'opt'.* also holds 'state'"):
+    with pytest.raises(ValueError, match="entry 'opt'.* got one of 'state'"):
         read_torch(FILES["training"], root="opt")
 
 

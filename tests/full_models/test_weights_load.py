@@ -165,7 +165,7 @@ def config_of(monkeypatch, tmp_path):
             name: StoredTensor(s, "F32", lambda: np.empty(0))
             for name, s in shapes.items()
         }
-        monkeypatch.setattr(load, "_read", lambda path, root: stored)
+        monkeypatch.setattr(load, "_read", lambda path, root: (stored, ""))
         (tmp_path / "file.pt").touch()
         return open_checkpoint(tmp_path / "file.pt", model).config
 
@@ -290,8 +290,8 @@ def test_configurations_beside_the_weights_that_do_not_fit(tmp_path):
     file = folder / "config.json"
     fields = json.loads(file.read_text())
     for content, message in (
-        ("{", "config.json: "),
-        ("[]", "config.json: "),
+        ("{", "config.json is damaged or of another kind: no JSON"),
+        ("[]", "config.json is damaged or of another kind"),
         (json.dumps({"_class_name": "AutoencoderKL", "layers": 2}), "_class_name must"),
         (json.dumps(fields | {"norm_type": "x"}), "config.json: norm_type must"),
     ):
@@ -313,7 +313,7 @@ def test_descriptions_of_other_versions(tmp_path):
             {"config": {**description["config"], "rotary": True}},
             "version .unknown fields rota",
         ),
-        ({"config": [1]}, "is of another version.*config .1"),
+        ({"config": [1]}, "damaged or of another kind.*config"),
         ({"family": "DiT-3D"}, "another version.*family 'DiT-3D'"),
         ({"layout": "zip"}, "another version.*layout 'zip'"),
         ({"config": {**description["config"], "depth": "4"}}, "depth must be a whole"),

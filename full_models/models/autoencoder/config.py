@@ -6,9 +6,10 @@ import dataclasses
 import math
 from typing import Any, get_args
 
-from full_models.models.family import DType
+from full_models.models.family import DType, check_counts
 
-_COUNT = "a whole number of at least 1"
+_MOST_LEVELS = 10  # a file that says more is damaged
+_WIDEST = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,14 @@ class KLConfig:
     def __post_init__(self):
         widths, groups = self.block_out_channels, self.norm_num_groups
         counts = ("latent_channels", "out_channels", "layers_per_block")
+        check_counts(self, (*counts, "norm_num_groups"))
         checks = {
-            **dict.fromkeys((*counts, "norm_num_groups"), (_is_count, _COUNT)),
             "block_out_channels": (
-                lambda c: c and all(_is_count(w) and w % groups == 0 for w in widths),
-                f"multiples of norm_num_groups={groups}",
+                lambda c: (
+                    0 < len(c) <= _MOST_LEVELS
+                    and all(_is_count(w) and w % groups == 0 for w in widths)
+                ),
+                f"1 to {_MOST_LEVELS} multiples of norm_num_groups={groups}",
             ),
             "scaling_factor": (lambda value: _is_number(value) and value > 0, "> 0"),
             "shift_factor": (
@@ -107,7 +111,9 @@ class KLConfig:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return (
+        isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _WIDEST
+    )
 
 
 def _is_number(value: Any) -> bool:

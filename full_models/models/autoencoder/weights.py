@@ -205,6 +205,5 @@ LAYOUTS = {
             "cond_stage_model.",
             "model_ema.",
         ),
-        prefixes=("first_stage_model.",),
     ),
 }

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from full_models.models.family import DType, unknown_name
+from full_models.models.family import DType, check_counts, unknown_name
 from gmm_guidance.diffusion.parameterization import PREDICTIONS, PredictionName
 from gmm_guidance.diffusion.process import DDPM, Process, RectifiedFlow
 
@@ -24,6 +24,7 @@ _SIZES = {
     "XL": (28, 1152, 16),
 }
 _PATCHES = (2, 4, 8)
+_WIDEST = 1_000_000
 _FAMILIES = {"DiT": DIT, "SiT": SIT}
 
 
@@ -41,6 +42,9 @@ class DiTConfig:
         num_heads: attention heads.
         mlp_ratio: width of the MLP over ``width``.
         num_labels: number of classes; label ``num_labels`` means "no condition".
+        null_label: whether the network knows "no condition", as it does if labels were
+            dropped in its training. Without it there are no unconditional passes, hence
+            no classifier-free guidance.
         learn_sigma: whether the network also returns a variance for each channel.
         process: noise process of the training. DiT's is a DDPM chain at integer times,
             SiT's the straight path from noise at time 0 to data at time 1.
@@ -63,6 +67,7 @@ class DiTConfig:
     num_heads: int = 16
     mlp_ratio: float = 4.0
     num_labels: int = 1000
+    null_label: bool = True
     learn_sigma: bool = True
     process: Process = DIT["process"]
     prediction: PredictionName = DIT["prediction"]
@@ -70,7 +75,7 @@ class DiTConfig:
     remat: bool = False
 
     def __post_init__(self):
-        for name in (
+        counts = (
             "input_size",
             "patch_size",
             "in_channels",
@@ -78,12 +83,8 @@ class DiTConfig:
             "depth",
             "num_heads",
             "num_labels",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name} must be a whole number of at least 1, got {value!r}."
-                )
+        )
+        check_counts(self, counts)
         if self.input_size % self.patch_size:
             size = self.input_size - self.input_size % self.patch_size
             raise ValueError(
@@ -96,10 +97,18 @@ class DiTConfig:
                 f"width must be a multiple of num_heads={self.num_heads} and of 4 "
                 f"(sine and cosine of rows and columns), got {self.width}."
             )
-        if not (math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.width >= 1):
-            raise ValueError(f"mlp_ratio must be > 0, got {self.mlp_ratio}.")
+        ratio = self.mlp_ratio
+        if type(ratio) not in (int, float) or not 1 <= ratio * self.width <= _WIDEST:
+            raise ValueError(
+                f"mlp_ratio must be a number > 0, and its product with the width at "
+                f"most {_WIDEST:,}, got {ratio!r}."
+            )
         # Ratios that round to the same width inside the MLP are the same shape.
         object.__setattr__(self, "mlp_ratio", mlp_ratio(self.mlp_width, self.width))
+        if not isinstance(self.null_label, bool):
+            raise ValueError(
+                f"null_label must be True or False, got {self.null_label!r}."
+            )
         if not isinstance(self.process, Process):
             raise ValueError(
                 f"process must be a noise process such as DDPM(integer_times=True) "
@@ -115,6 +124,11 @@ class DiTConfig:
                 f"compute_dtype must be 'float32' or 'bfloat16', got "
                 f"{self.compute_dtype!r}."
             )
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table of labels."""
+        return self.num_labels + self.null_label
 
     @property
     def num_tokens(self) -> int:

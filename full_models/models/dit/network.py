@@ -56,7 +56,7 @@ class DiT(nnx.Module):
         )
         self.time = TimeEmbedding(width, rngs=rngs)
         table = nnx.initializers.normal(0.02)(
-            rngs.params(), (config.num_labels + 1, width)
+            rngs.params(), (config.num_embeddings, width)
         )
         self.labels = nnx.Param(table)
         keys = jax.random.split(rngs.params(), config.depth)
@@ -86,6 +86,11 @@ class DiT(nnx.Module):
         return self.config.num_labels
 
     @property
+    def null_label(self) -> bool:
+        """Whether label ``num_labels`` means "no condition"."""
+        return self.config.null_label
+
+    @property
     def pipeline(self) -> DiTPipeline:
         """How the model is sampled."""
         return DiTPipeline(self.config)
@@ -103,6 +108,12 @@ class DiT(nnx.Module):
         c = self.config
         positions = position_table(c.input_size // c.patch_size, c.width)
         tokens = self.patches(to_patches(x_t.astype(jnp.float32), c.patch_size))
+        if label is None and not c.null_label:
+            raise ValueError(
+                "this network has no null class (null_label=False), so it cannot be "
+                "evaluated without a label: use Unguided() or a rule without an "
+                "unconditional pass, and give a label for each sample."
+            )
         if label is None:
             label = jnp.full(x_t.shape[:1], c.num_labels, jnp.int32)
         named = self.labels[...][label].astype(jnp.float32)

@@ -47,6 +47,7 @@ PLACEMENT: PathRules = (
 CLASS_NAME = "DiTTransformer2DModel"
 # The class before it was split (diffusers < 0.28), in which DiT was published.
 _CLASS_NAMES = (CLASS_NAME, "Transformer2DModel")
+_LABELS = "y_embedder.embedding_table.weight"
 # A private key, which diffusers passes over; it has no name for the process.
 _EXTRA = "_gmm_guidance"
 POSITIONS = "pos_embed.pos_embed"
@@ -82,8 +83,13 @@ _SHAPE = {
 }
 
 
-def official_table(config: DiTConfig) -> Table:
-    """The checkpoints of facebookresearch/DiT and willisma/SiT, 2023 to 2025."""
+def official_table(config: DiTConfig, *, positions: bool = True) -> Table:
+    """The checkpoints of facebookresearch/DiT and willisma/SiT, 2023 to 2025.
+
+    Args:
+        config: the shape.
+        positions: whether the table of positions is stored; some codes leave it out.
+    """
     c, width = config, config.width
     blocks = {
         "attn.qkv": ("attn.qkv", width, 3 * width),
@@ -96,13 +102,13 @@ def official_table(config: DiTConfig) -> Table:
         c,
         patches_="x_embedder.proj",
         time=("t_embedder.mlp.0", "t_embedder.mlp.2"),
-        labels="y_embedder.embedding_table.weight",
+        labels=_LABELS,
         final=("final_layer.adaLN_modulation.1", "final_layer.linear"),
     )
     for ours, (theirs, inner, outer) in blocks.items():
         names = [f"blocks.{i}.{theirs}" for i in range(c.depth)]
         entries |= linear(f"blocks.{ours}", names, inner, outer)
-    return Table(entries, {"pos_embed": _positions(config)})
+    return Table(entries, {"pos_embed": _positions(config)} if positions else {})
 
 
 def diffusers_table(config: DiTConfig, *, positions: bool = False) -> Table:
@@ -164,7 +170,7 @@ def _outside_blocks(
         **patches("patches", patches_, c.in_channels, c.patch_size, width),
         **linear("time.fc1", time[0], TIME_FEATURES, width),
         **linear("time.fc2", time[1], width, width),
-        "labels": copied(labels, (c.num_labels + 1, width)),
+        "labels": copied(labels, (c.num_embeddings, width)),
         **linear("final.modulation", final[0], width, 2 * width),
         **linear("final.linear", final[1], width, c.patch_size**2 * c.out_channels),
     }
@@ -182,7 +188,8 @@ def infer_official(stored: Stored) -> dict[str, Any]:
     """Fields of ``DiTConfig`` that tensors of the official layout determine.
 
     Not among them: ``num_heads``, ``process`` and ``prediction``, of which tensors have
-    no trace, and fields whose tensor is missing or of an odd shape.
+    no trace; ``num_labels`` and ``null_label``, of which they have the sum; and fields
+    whose tensor is missing or of an odd shape.
     """
 
     def shape(name: str, ndim: int) -> tuple[int, ...] | None:
@@ -191,10 +198,9 @@ def infer_official(stored: Stored) -> dict[str, Any]:
 
     fields: dict[str, Any] = {}
     parts = [name.split(".") for name in stored if name.startswith("blocks.")]
-    if blocks := [int(part[1]) for part in parts if part[1].isdecimal()]:
+    blocks = [int(p[1]) for p in parts if p[1].isdecimal() and len(p[1]) < 10]
+    if blocks:
         fields["depth"] = max(blocks) + 1
-    if table := shape("y_embedder.embedding_table.weight", 2):
-        fields["num_labels"] = table[0] - 1
     if hidden := shape("blocks.0.mlp.fc1.weight", 2):
         fields["mlp_ratio"] = mlp_ratio(*hidden)
     if weight := shape("x_embedder.proj.weight", 4):
@@ -207,6 +213,30 @@ def infer_official(stored: Stored) -> dict[str, Any]:
         if pixels and pixels[0] in (p * p * channels, 2 * p * p * channels):
             fields["learn_sigma"] = pixels[0] == 2 * p * p * channels
     return fields
+
+
+def _labels(stored: Stored) -> dict[str, Any]:
+    """The classes of the table of labels; a single row leaves none for the null one."""
+    rows = stored[_LABELS].shape[:1] if _LABELS in stored else ()
+    if not rows or rows[0] < 1:
+        return {"null_label": True}
+    return {"num_labels": max(rows[0] - 1, 1), "null_label": rows[0] > 1}
+
+
+def _official_table_of(config: DiTConfig, stored: Stored) -> Table:
+    rows = stored[_LABELS].shape[:1] if _LABELS in stored else ()
+    if rows and rows[0] != config.num_embeddings:
+        without = rows[0] == config.num_labels
+        raise ValueError(
+            f"num_labels is {rows[0] - 1}, expected {config.num_labels}; "
+            + (
+                "if the network was trained without dropping labels, all rows of its "
+                "table are classes: pass a config with null_label=False."
+                if without
+                else "pass the model of this file, or another file."
+            )
+        )
+    return official_table(config, positions=not stored or "pos_embed" in stored)
 
 
 def config_from_diffusers(fields: dict[str, Any]) -> DiTConfig:
@@ -278,8 +308,14 @@ def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
     ``norm_eps`` is 1e-6, the value of the published models.
 
     Raises:
-        ValueError: for an ``mlp_ratio`` other than 4, which diffusers has no field for.
+        ValueError: for an ``mlp_ratio`` other than 4 or a network without a null class,
+            which diffusers has no fields for.
     """
+    if not config.null_label:
+        raise ValueError(
+            "null_label must be True in diffusers, whose table of labels always has a "
+            "row for it; export with layout='native' or 'official'."
+        )
     if config.mlp_width != 4 * config.width:
         raise ValueError(
             f"mlp_ratio must be 4 in diffusers, got {config.mlp_ratio}; export with "
@@ -309,7 +345,7 @@ def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
 
 def _infer_diffusers(stored: Stored, fields: dict[str, Any] | None) -> Inferred:
     if fields is None:
-        return Inferred({"mlp_ratio": 4.0}, DIT)
+        return Inferred({"mlp_ratio": 4.0, "null_label": True}, DIT)
     config = config_from_diffusers(fields)
     left_out = {"compute_dtype", "remat", *(() if _recorded(fields) else DIT)}
     names = {field.name for field in dataclasses.fields(config)} - left_out
@@ -326,7 +362,7 @@ LAYOUTS = {
     ),
     "official": Layout(
         r"^y_embedder\.embedding_table|^blocks\.\d+\.adaLN_modulation",
-        lambda config, stored: official_table(config),
-        lambda stored, config: Inferred(infer_official(stored)),
+        _official_table_of,
+        lambda stored, config: Inferred(infer_official(stored), _labels(stored)),
     ),
 }

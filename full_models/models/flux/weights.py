@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from full_models.models.family import Inferred, Layout
 from full_models.models.flux.config import PATCH, FluxConfig
 from full_models.models.layers import TIME_FEATURES
-from full_models.models.text_to_image import BUNDLED, PREFIXES
+from full_models.models.text_to_image import BUNDLED
 from full_models.weights.table import (
     Entry,
     Source,
@@ -330,6 +330,5 @@ LAYOUTS = {
         lambda config, stored: table_of("original", config),
         lambda stored, fields: _infer("original", stored, fields),
         ignored=BUNDLED,
-        prefixes=PREFIXES,
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from full_models.models.family import DType, unknown_name
+from full_models.models.family import DType, check_counts, unknown_name
 from gmm_guidance.diffusion.parameterization import PREDICTIONS, PredictionName
 from gmm_guidance.diffusion.process import Process, RectifiedFlow
 
@@ -58,7 +58,7 @@ class WanConfig:
     compute_dtype: DType = "float32"
 
     def __post_init__(self):
-        for name in (
+        counts = (
             "in_channels",
             "width",
             "depth",
@@ -66,12 +66,8 @@ class WanConfig:
             "mlp_width",
             "text_width",
             "text_length",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name} must be a whole number of at least 1, got {value!r}."
-                )
+        )
+        check_counts(self, counts)
         shape = self.latent_shape
         if len(shape) != 3 or any(
             size < 1 or size > LONGEST * patch or size % patch

@@ -314,7 +314,6 @@ LAYOUTS = {
         _infer_official,
         has_config=True,
         to_config=_to_official,
-        prefixes=("model.diffusion_model.",),
     ),
 }
 

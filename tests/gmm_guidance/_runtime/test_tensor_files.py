@@ -103,7 +103,9 @@ def test_foreign_files_are_refused(tmp_path, metadata):
     path = tmp_path / "foreign"
     arrays = {"a": np.ones(2, np.float32)}
     safetensors.numpy.save_file(arrays, path, metadata=metadata)
-    with pytest.raises(ValueError, match="was not written by gmm_guidance"):
+    with pytest.raises(
+        ValueError, match="not written by gmm_guidance|damaged or of another"
+    ):
         load_tree(path, {"a": jnp.ones(2)})
     path.write_bytes(b"PK\x03\x04" + bytes(1000))
     with pytest.raises(ValueError, match="truncated or no safetensors file"):
