@@ -74,11 +74,16 @@ class Generate:
             reporter.say(f"{loaded.passes(rule):.1f} passes for each sample")
         return fill(
             self.shard_set(loaded),
-            lambda: loaded.sampler(rule, loaded.run.draw.batch_size),
+            lambda: loaded.sampler(rule, self._batch_size(loaded)),
             reporter,
             resume=resume,
             keep_latents=self.shards.keep_latents,
         )
+
+    def _batch_size(self, loaded: LoadedRun) -> int:
+        """No larger than a shard. The number of devices does not decide last bits."""
+        draw = loaded.run.draw
+        return min(draw.batch_size, self.shards.shard_size, draw.num)
 
     def shard_set(self, loaded: LoadedRun) -> ShardSet:
         """The set of a run, with what decides the last bits of its samples."""
@@ -86,7 +91,7 @@ class Generate:
         del description["draw"]["num"]
         description["keep_latents"] = self.shards.keep_latents
         description["execution"] = {
-            "batch_size": loaded.run.draw.batch_size,
+            "batch_size": self._batch_size(loaded),
             "fsdp": loaded.mesh.shape["fsdp"],
             "tensor": loaded.mesh.shape["tensor"],
             **machine(),

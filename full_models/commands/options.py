@@ -27,6 +27,7 @@ from gmm_guidance.guidance import parse_rule
 SolverName = Literal["euler", "heun", "dpmpp_2m", "unipc", "ancestral"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Options = TypeVar("Options")
+_MOST_NAMES = 8  # that the terminal shows
 _OfModel = tyro.conf.arg(help_behavior_hint="(default: the model's)")
 
 
@@ -97,8 +98,8 @@ class DrawOptions:
     """The samples and their computation."""
 
     labels: Annotated[str | None, _OfModel] = None
-    """Classes by number or ImageNet name, taken in turn; all, random, or none for
-    unconditional samples."""
+    """Classes by number or ImageNet name, taken in turn (corgi takes every class with
+    this word in its names); all, random, or none for unconditional samples."""
     prompts: Path | None = None
     """Prompts of a text-to-image model, taken in turn: a file or folder of
     embed-prompts."""
@@ -272,14 +273,22 @@ class LoadedRun:
     def labels(self) -> np.ndarray:
         """The label of each sample, ``[num]``."""
         draw: Any = self.run.draw
-        label_of = self.run.pipeline.label_of
+        labels_of = self.run.pipeline.labels_of
         count = self.model.num_labels
         if draw.labels == "none" and not getattr(self.model, "null_label", True):
             raise ValueError(
                 "--labels none is for models with a null class, but this one was "
                 "trained without dropping labels; name classes."
             )
-        return choose_labels(draw.labels, draw.num, count, draw.seed, label_of)
+        return choose_labels(draw.labels, draw.num, count, draw.seed, labels_of)
+
+    def label_names(self) -> str:
+        """The names of a few labels, for the terminal; empty for numbers alone."""
+        labels = list(dict.fromkeys(self.labels().tolist()))
+        names = [self.run.pipeline.label_name(label) for label in labels]
+        if len(names) > _MOST_NAMES or names == list(map(str, labels)):
+            return ""
+        return f" of {', '.join(names)}"
 
     def rule(self) -> gg.GuidanceRule:
         """The guidance rule of the options, checked against the depth of the model."""

@@ -20,7 +20,7 @@ from full_models.commands.options import (
 )
 from full_models.generation.images import grid_columns, make_grid, save_png
 from full_models.generation.run_folder import RunFolder, machine
-from full_models.generation.sampler import Batch
+from full_models.generation.sampler import Batch, unused_places
 from full_models.generation.videos import WRITER, contact_sheet, save_mp4
 from gmm_guidance._runtime.progress import Reporter
 
@@ -45,7 +45,7 @@ class Sample:
             labels = loaded.labels()
             reporter.say(
                 f"{run.checkpoint.title}; {len(labels)} images, {run.draw.steps} steps "
-                f"of {run.draw.solver}"
+                f"of {run.draw.solver}{loaded.label_names()}"
             )
             drawn = draw("sampling", loaded, loaded.rule(), reporter)
             reporter.say(drawn.speed())
@@ -96,7 +96,10 @@ def draw(
         task.detail("compiling")
         # Not by the number of devices: what one computes together decides last bits.
         sampler = loaded.sampler(rule, min(loaded.run.draw.batch_size, num))
+        if note := unused_places((num,), sampler.samples_at_once):
+            reporter.say(f"{name}: {note}")
         compiled = time.monotonic()
+        task.begin()
         for start in range(0, num, sampler.samples_at_once):
             stop = min(start + sampler.samples_at_once, num)
             batches.append(sampler.draw(np.arange(start, stop), labels[start:stop]))

@@ -12,7 +12,11 @@ from gmm_guidance._runtime.checks import key_of_seed
 
 
 def choose_labels(
-    text: str, num: int, num_labels: int, seed: int, label_of: Callable[[str], int]
+    text: str,
+    num: int,
+    num_labels: int,
+    seed: int,
+    labels_of: Callable[[str], tuple[int, ...]],
 ) -> np.ndarray:
     """The label of each of ``num`` samples, int32; it depends on the index alone.
 
@@ -23,7 +27,7 @@ def choose_labels(
         num: number of samples.
         num_labels: number of labels of the model.
         seed: of random labels.
-        label_of: the label of a name; it raises ``ValueError`` for an unknown one.
+        labels_of: the labels of a name; it raises ``ValueError`` for an unknown one.
 
     Raises:
         ValueError: for a number out of range, an unknown name or an empty one.
@@ -43,16 +47,16 @@ def choose_labels(
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise ValueError(
-            f"labels must be numbers or names separated by commas, got {text!r}."
+            f"--labels must be numbers or names separated by commas, got {text!r}."
         )
-    labels = []
+    labels: list[int] = []
     for part in parts:
         is_number = part.removeprefix("-").isdecimal()
-        labels.append(int(part) if is_number else label_of(part))
+        labels.extend((int(part),) if is_number else labels_of(part))
         if not 0 <= labels[-1] < num_labels:
             null = "; write none for unconditional samples"
             raise ValueError(
-                f"labels must be in 0..{num_labels - 1} for this model, got {part}"
+                f"--labels must be in 0..{num_labels - 1} for this model, got {part}"
                 f"{null * (labels[-1] == num_labels)}."
             )
     return np.resize(np.asarray(labels, np.int32), num)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from full_models.generation.processes import check_same, from_first, gather, is_first
-from full_models.generation.sampler import Batch
+from full_models.generation.sampler import Batch, unused_places
 from full_models.generation.shard_set import MANIFEST, Shard, ShardArrays, ShardSet
 from gmm_guidance._runtime.files import locked_folder
 from gmm_guidance._runtime.interruption import Interrupted, Interruption
@@ -68,6 +68,10 @@ def fill(
             )
         try:
             sampler = make_sampler() if missing else None
+            if sampler is not None and is_first():
+                counts = (shard.count for shard in missing)
+                if note := unused_places(counts, sampler.samples_at_once):
+                    reporter.say(f"shards: {note}")
             _together(lambda: None if begun else shards.write_plan(), shards.out)
             if sampler is not None:
                 _make(shards, missing, sampler, reporter, keep_latents)
@@ -135,8 +139,8 @@ def _make(
         ThreadPoolExecutor(1) as writer,
         reporter.task("generating", shards.num) as task,
     ):
-        task.move_to(done, "compiling")
-        compiled, drawn = 0.0, 0  # the first shards compile
+        task.begin(done)
+        begun, before = time.monotonic(), done
         pending: Future[None] | None = None
         for together in rounds:
             mine = together[own] if own < len(together) else None
@@ -146,10 +150,9 @@ def _make(
             if mine is not None and failure is None:
                 pending = writer.submit(shards.write, mine, arrays)
             count = sum(shard.count for shard in together)
-            done, drawn = done + count, drawn + count if compiled else 0
-            compiled = compiled or time.monotonic()
-            seconds = max(time.monotonic() - compiled, 1e-9)
-            task.move_to(done, f"{drawn / seconds:.3g} images/s" if drawn else "")
+            done += count
+            speed = (done - before) / max(time.monotonic() - begun, 1e-9)
+            task.move_to(done, f"{speed:.3g} images/s")
             if _agreed(interruption, failure, shards.out):
                 break
         failure = _written(pending)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +128,24 @@ class MeshSampler:
         local[: len(values)] = values
         local[len(values) :] = values[-1] if len(values) else 0
         return jax.make_array_from_process_local_data(batch_sharding(self.mesh), local)
+
+
+def unused_places(counts: Iterable[int], at_once: int) -> str:
+    """A sentence on samples that are computed for nothing; empty if there are none.
+
+    Args:
+        counts: samples of each shard, which starts a batch of its own.
+        at_once: samples of a batch on all devices.
+    """
+    counts = list(counts)
+    unused = sum(-count % at_once for count in counts)
+    if not unused:
+        return ""
+    total = sum(counts) + unused
+    return (
+        f"{unused} of {total} places in batches of {at_once} stay empty and are "
+        f"computed for nothing; a multiple of {at_once} has none"
+    )
 
 
 def _is_scale(leaf: Any) -> bool:

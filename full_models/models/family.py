@@ -131,8 +131,8 @@ class Pipeline(Protocol):
         """The model as the solver needs it, such as with its variance channels."""
         ...
 
-    def label_of(self, name: str) -> int:
-        """The label of a name; it raises ``ValueError`` for an unknown one."""
+    def labels_of(self, name: str) -> tuple[int, ...]:
+        """The labels of a name; it raises ``ValueError`` for an unknown one."""
         ...
 
     def label_name(self, label: int) -> str:

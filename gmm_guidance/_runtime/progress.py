@@ -18,12 +18,12 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_UPDATES = 0.5
 _BAR_WIDTH = 30
+_LONG_SECONDS = 3600.0  # what is left of a task that deserves a warning
 
 
 class Reporter:
@@ -39,7 +39,7 @@ class Reporter:
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             console=self.console,
             disable=not self.has_bars,
         )
@@ -64,15 +64,22 @@ class Reporter:
 
 
 class Task:
-    """A task of a ``Reporter``; as a context manager it removes its bar at the end."""
+    """A task of a ``Reporter``; as a context manager it removes its bar at the end.
+
+    The time left is estimated as soon as there is a speed: from ``begin``, or from the
+    first progress, which is likely to have compiled something. More than an hour is
+    announced once in a line of its own.
+    """
 
     def __init__(self, reporter: Reporter, name: str, total: int):
         self._reporter = reporter
         self._name = name
         self._total = total
         self._done = 0
-        self._bar = reporter._progress.add_task(name, total=total, detail="")
+        self._bar = reporter._progress.add_task(name, total=total, detail="", left="")
         self._started = self._line = time.monotonic()
+        self._from: tuple[int, float] | None = None  # where the speed is measured from
+        self._warned = False
         self._cell: Any = None  # what a notebook shows
 
     def __enter__(self) -> Task:
@@ -85,6 +92,18 @@ class Task:
         """Show what is being done."""
         self._reporter._progress.update(self._bar, detail=text)
 
+    def begin(self, done: int = 0) -> None:
+        """Measure the speed from here on, with ``done`` units done already."""
+        self._from = done, time.monotonic()
+        self.move_to(done)
+
+    def seconds_left(self) -> float | None:
+        """Estimated seconds to the end; ``None`` without a speed."""
+        if self._from is None or self._done <= self._from[0]:
+            return None
+        seconds = time.monotonic() - self._from[1]
+        return seconds * (self._total - self._done) / (self._done - self._from[0])
+
     def advance(self, units: int = 1, detail: str | None = None) -> None:
         """Count ``units`` more as done."""
         self.move_to(self._done + units, detail)
@@ -94,12 +113,22 @@ class Task:
         self._done = done
         if detail is not None:
             self.detail(detail)
-        self._reporter._progress.update(self._bar, completed=done)
         now = time.monotonic()
+        if self._from is None and done > 0:
+            self._from = done, now
+        left = self.seconds_left()
+        soon = f"{duration(left)} left" if left else ""
+        self._reporter._progress.update(self._bar, completed=done, left=soon)
+        if left is not None and left > _LONG_SECONDS and not self._warned:
+            self._warned = True
+            self._reporter.say(
+                f"warning: {self._name} takes about {duration(left)} more; Ctrl-C ends "
+                f"it"
+            )
         if self._reporter.has_bars:
             return
         text = f"{self._name}: {done}/{self._total} after {now - self._started:.0f} s"
-        text += f", {detail}" if detail else ""
+        text += "".join(f", {part}" for part in (detail, soon) if part)
         if self._reporter.console.is_jupyter:
             if done >= self._total or now - self._line > _SECONDS_BETWEEN_UPDATES:
                 self._line = now
@@ -119,6 +148,13 @@ class Task:
             self._cell = display(shown, raw=True, display_id=True)
         else:
             self._cell.update(shown, raw=True)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 def is_watched() -> bool:

@@ -297,6 +297,26 @@ def test_a_batch_that_does_not_fit_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_places_that_are_computed_for_nothing_are_said():
+    assert sampler.unused_places((4, 8), 4) == ""
+    assert "29 of 80 places in batches of 16" in sampler.unused_places((50, 1), 16)
+
+
+@pytest.mark.ci
+def test_a_batch_is_no_larger_than_a_shard_or_the_set(capsys, weights, tmp_path):
+    common = ("generate", "--weights", weights, "--steps", "2", "--s2-scale", "0")
+    for options, size, note in (
+        (("--num", "3"), 3, ""),
+        (("--num", "5", "--shard-size", "2"), 2, "1 of 6 places in batches of 2"),
+    ):
+        out = tmp_path / str(size)
+        status, text, error = run_cli(capsys, *common, *options, "--out", out)
+        assert status == 0, error
+        plan = json.loads((out / "plan.json").read_text())
+        assert plan["run"]["execution"]["batch_size"] == size
+        assert (note in text) if note else "computed for nothing" not in text
+
+
 def test_grid_keeps_a_label_in_a_column():
     assert images.grid_columns(16, 2) == 4
     assert images.grid_columns(16, 8) == 8

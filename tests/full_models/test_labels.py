@@ -11,7 +11,7 @@ from full_models.models.dit.pipeline import DiTPipeline
 
 def labels(text, num_labels=1000, num=4, seed=0):
     pipeline = DiTPipeline(DiTConfig(num_labels=num_labels))
-    return choose_labels(text, num, num_labels, seed, pipeline.label_of)
+    return choose_labels(text, num, num_labels, seed, pipeline.labels_of)
 
 
 def test_names_known_from_elsewhere():
@@ -40,6 +40,17 @@ def test_random_labels_depend_on_the_index_alone():
 def test_a_first_name_counts_before_synonyms():
     """ "polecat" is the name of 358 and a synonym of 361."""
     assert labels("polecat", num=1) == [358]
+
+
+def test_a_word_finds_all_classes_that_have_it():
+    names = imagenet_names()
+    np.testing.assert_array_equal(labels("corgi"), [263, 264, 263, 264])
+    found = labels("Welsh corgi, terrier, 7", num=40)
+    assert list(found[:2]) == [263, 264]
+    terriers = [i for i in found[2 : list(found).index(7)]]
+    assert len(terriers) > 10 and all("terrier" in str(names[i]) for i in terriers)
+    with pytest.raises(ValueError, match="no class of ImageNet is called 'corg'"):
+        labels("corg")  # a part of a word is none
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_defaults_and_sizes():
     with pytest.raises(ValueError, match="ancestral solver needs a DDPM chain"):
         pipeline.solver("ancestral")
     with pytest.raises(ValueError, match="numbers of prompts, got 'a cat'"):
-        pipeline.label_of("a cat")
+        pipeline.labels_of("a cat")
 
 
 @pytest.mark.parametrize(

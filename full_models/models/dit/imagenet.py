@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from importlib import resources
 
 
@@ -15,8 +16,11 @@ def imagenet_names() -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(line.split(", ")) for line in text.splitlines())
 
 
-def imagenet_label(name: str) -> int:
-    """The class of a name: any synonym of a single class, in upper or lower case.
+def imagenet_labels(name: str) -> tuple[int, ...]:
+    """The class of a name, or the classes with its words in one of their names.
+
+    A name is any synonym of a single class, in upper or lower case. ``"corgi"`` is no
+    name, but a word of two: Pembroke Welsh corgi and Cardigan Welsh corgi.
 
     Raises:
         ValueError: if the name is unknown (with the nearest ones), or if several
@@ -24,6 +28,8 @@ def imagenet_label(name: str) -> int:
     """
     known = _by_name()
     found = known.get(name.lower(), ())
+    if not found and (by_word := _by_words(name.lower().split())):
+        return by_word
     if not found:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -33,7 +39,17 @@ def imagenet_label(name: str) -> int:
             f"{name!r} is the name of several classes, {', '.join(map(str, found))}; "
             f"give the number."
         )
-    return found[0]
+    return found
+
+
+def _by_words(words: list[str]) -> tuple[int, ...]:
+    """Classes with all of the words, one after the other, in one of their names."""
+    pattern = re.compile(rf"(?<!\w){'[ -]'.join(map(re.escape, words))}(?!\w)")
+    return tuple(
+        label
+        for label, names in enumerate(imagenet_names())
+        if words and any(pattern.search(name.lower()) for name in names)
+    )
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import gmm_guidance as gg
 from full_models.models.dit.config import DiTConfig
-from full_models.models.dit.imagenet import imagenet_label, imagenet_names
+from full_models.models.dit.imagenet import imagenet_labels, imagenet_names
 from full_models.models.family import Defaults
 from gmm_guidance.diffusion.schedule import Schedule
 from gmm_guidance.sampling.solvers import Solver
@@ -88,19 +88,19 @@ class DiTPipeline:
         learned = isinstance(solver, gg.Ancestral) and solver.variance == "learned"
         return model.with_variance() if learned else model
 
-    def label_of(self, name: str) -> int:
-        """The class of ImageNet of a name.
+    def labels_of(self, name: str) -> tuple[int, ...]:
+        """The class of ImageNet of a name, or all classes with a word in their names.
 
         Raises:
             ValueError: if it is unknown or ambiguous, or the classes are others.
         """
         if self.config.num_labels != _IMAGENET:
             raise ValueError(
-                f"labels of this model must be numbers in 0.."
+                f"--labels of this model must be numbers in 0.."
                 f"{self.config.num_labels - 1}, got {name!r}; names are known for "
                 f"ImageNet's 1,000 classes only."
             )
-        return imagenet_label(name)
+        return imagenet_labels(name)
 
     def label_name(self, label: int) -> str:
         """The first name of a class of ImageNet; else its number."""

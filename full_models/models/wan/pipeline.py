@@ -123,7 +123,7 @@ class WanPipeline:
         """The model itself."""
         return model
 
-    def label_of(self, name: str) -> int:
+    def labels_of(self, name: str) -> tuple[int, ...]:
         """Prompts have numbers only.
 
         Raises:
