@@ -69,10 +69,17 @@ from gmm_guidance.guidance import (
     static_field,
 )
 from gmm_guidance.guidance.windows import SigmaWindow, StepWindow
+from gmm_guidance.metrics.comparison import Comparison, compare
 from gmm_guidance.mixture import presets
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
-from gmm_guidance.sampling.cost import Cost, expected_cost
+from gmm_guidance.sampling.cost import (
+    Cost,
+    CostTable,
+    MeasuredCost,
+    expected_cost,
+    measure_cost,
+)
 from gmm_guidance.sampling.guided_denoise import guided_denoise, guided_score
 from gmm_guidance.sampling.record import Sampled
 from gmm_guidance.sampling.sample import guided_sample
@@ -128,7 +135,9 @@ __all__ = [
     "CFGZeroStar",
     "CalibratedGuidance",
     "Calibration",
+    "Comparison",
     "Cost",
+    "CostTable",
     "CustomSchedule",
     "DDPM",
     "DDPMSteps",
@@ -149,6 +158,7 @@ __all__ = [
     "Heun",
     "Karras",
     "MAMBOG",
+    "MeasuredCost",
     "MeshConfig",
     "NetworkConfig",
     "PAG",
@@ -185,6 +195,7 @@ __all__ = [
     "Windowed",
     "calibrate",
     "check_stack",
+    "compare",
     "decompose",
     "default_schedule",
     "denoising_loss",
@@ -197,6 +208,7 @@ __all__ = [
     "guided_denoise",
     "guided_sample",
     "guided_score",
+    "measure_cost",
     "metrics",
     "plot",
     "presets",

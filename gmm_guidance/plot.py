@@ -30,12 +30,14 @@ from gmm_guidance._runtime.figure_style import (
 from gmm_guidance.analysis.weak_pass_effect import WeakPassEffect
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.guidance.rule import GuidanceRule
+from gmm_guidance.metrics.comparison import Comparison
 from gmm_guidance.mixture.exact_denoiser import ExactDenoiser
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from gmm_guidance.sampling.guided_denoise import guided_denoise
 
 __all__ = [
     "animate",
+    "comparison",
     "density",
     "draw_field",
     "field",
@@ -378,6 +380,48 @@ def profile(
             ax.axhline(0.0, color=TRUTH, lw=0.6)
             ax.set(xscale="log", xlabel="σ", title=title)
         return _figure(axes[0]), np.asarray(axes)
+
+
+def comparison(
+    compared: Comparison, metric: str, *, ax: Axes | None = None
+) -> tuple[Figure, Axes]:
+    """A metric of each rule of ``gg.compare``, with its standard error over networks.
+
+    Rules are rows. Hollow marks are the same rule with the exact denoiser, the gray
+    band is the floor of true samples and its standard error.
+
+    Args:
+        compared: the comparison.
+        metric: one of ``compared.metrics``.
+        ax: axes to draw into; new ones by default.
+
+    Raises:
+        ValueError: for an unknown metric.
+    """
+    compared.check_metric(metric)
+    rules = list(dict.fromkeys(row.rule for row in compared.rows))
+    groups = list(dict.fromkeys(row.denoisers for row in compared.rows))
+    with _style():
+        if ax is None:
+            size = (COLUMN_WIDTH, 0.6 + 0.25 * len(rules))
+            ax = plt.subplots(figsize=size)[1]
+        floor, width = (compared.floor[metric][k] for k in ("mean", "standard_error"))
+        ax.axvspan(floor - width, floor + width, color=TRUTH, alpha=0.5, lw=0.8)
+        for index, group in enumerate(groups):
+            is_exact = group == "exact"
+            color = TRUTH if is_exact else _PALETTE[(index - 1) % len(_PALETTE)]
+            rows = [row for row in compared.rows if row.denoisers == group]
+            values, errors = np.transpose([row.estimate(metric) for row in rows])
+            places = np.array([rules.index(row.rule) for row in rows], float)
+            style: dict[str, Any] = {"color": color, "fmt": "o", "ms": 4}
+            style |= {"mfc": "none" if is_exact else color, "label": group}
+            offset = 0.12 * (index - 0.5 * (len(groups) - 1))
+            ax.errorbar(values, places + offset, xerr=np.nan_to_num(errors), **style)
+        ax.set_yticks(range(len(rules)), rules)
+        ax.set_ylim(len(rules) - 0.5, -0.5)
+        ax.set_xlabel(metric)
+        ax.legend()
+        return _figure(ax), ax
 
 
 def scaled_states(

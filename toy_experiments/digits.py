@@ -22,6 +22,7 @@ import gmm_guidance as gg
 from full_models import DiTConfig, export_weights
 from full_models.models.dit.config import SIT
 from full_models.training import DiTTraining
+from gmm_guidance._runtime.tables import markdown
 from toy_experiments.common.experiment import (
     Config,
     Experiment,
@@ -634,7 +635,7 @@ def _best_table(metrics: Metrics, steps: int) -> str:
                 *last,
             ]
         )
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _same_scale_table(metrics: Metrics, steps: int, rule: str) -> str:
@@ -646,12 +647,7 @@ def _same_scale_table(metrics: Metrics, steps: int, rule: str) -> str:
         + [f"{_change(r)} {r['verdict']}" for r in records if r["scale"] == scale]
         for scale in distinct(records, "scale")
     ]
-    return _markdown(["scale", *(f"weight {w:g}" for w in weights)], rows)
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(["scale", *(f"weight {w:g}" for w in weights)], rows)
 
 
 EXPERIMENT = Experiment(

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from oracles.ledger import Ledger, rows_by_block
+from oracles.toy_stack import ToyStack
 
 from gmm_guidance import (
     APG,
@@ -27,6 +28,7 @@ from gmm_guidance import (
     expected_cost,
     guidance_rule,
     guided_sample,
+    measure_cost,
 )
 from gmm_guidance.blocks.drop import Bernoulli, FixedBlocks
 
@@ -280,3 +282,17 @@ class Own(GuidanceRule):
 def test_a_set_of_which_nothing_is_known_counts_in_full():
     assert of_four_steps(Own())[:2] == (8, 8)
     assert of_four_steps(Windowed(Own(), (0.0, 0.5)))[:2] == (6, 6)
+
+
+def test_measured_costs_are_a_table_beside_cfg():
+    rules = {"S²": S2Guidance(2.0, window=None), "none": Unguided()}
+    stack = ToyStack.random()
+    table = measure_cost(stack, rules, Karras(3), "euler", 4, repeats=1)
+    assert list(table) == ["CFG", "S²", "none"]
+    assert table["CFG"].over_cfg == 0.0 and table["CFG"].cost.shared == 6.0
+    assert table["none"].cost.evaluations == 3
+    assert all(row.seconds > 0 and row.megabytes > 0 for row in table.values())
+    lines = str(table).splitlines()
+    assert len(lines) == 5 and all(line.count("|") == 7 for line in lines)
+    assert "| +0 % |" in lines[2]
+    assert str(table["none"].cost) == "3 passes in 3 evaluations, 1 each"
