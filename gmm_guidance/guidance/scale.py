@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,10 +21,11 @@ class SigmaCurve:
     """A scale as a function of the noise level, accepted wherever a rule has a scale.
 
     Linear in ``log sigma`` between the nodes, constant beyond the first and the last.
+    Nodes and values may be traced: all curves of as many nodes share a program.
 
     Args:
-        sigmas: nodes > 0, ascending, ``[S]``.
-        values: the scale at the nodes, ``[S]``.
+        sigmas: nodes > 0, ascending, ``[S]``: an array, a tuple or a list.
+        values: the scale at the nodes, ``[S]``, likewise.
 
     Raises:
         ValueError: if shapes differ, nodes are not ascending and positive, or a value
@@ -48,6 +50,37 @@ class SigmaCurve:
             raise ValueError(f"sigmas must be positive and ascending, got {levels}.")
         if not np.isfinite(values).all():
             raise ValueError(f"values must be finite, got {values}.")
+        for name, array in (("sigmas", levels), ("values", values)):
+            if isinstance(getattr(self, name), (tuple, list)):
+                object.__setattr__(self, name, array.astype(float))
+
+    @classmethod
+    def from_function(
+        cls,
+        function: Callable[[np.ndarray], ArrayLike],
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        num_nodes: int = 128,
+    ) -> SigmaCurve:
+        """The curve through the values of a function of the noise level.
+
+        Args:
+            function: of noise levels ``[S]``, in NumPy or JAX.
+            sigma_min: the lowest node, > 0; the curve is constant below.
+            sigma_max: the highest node; the curve is constant above.
+            num_nodes: nodes, evenly spaced in ``log sigma``, at least 2.
+
+        Raises:
+            ValueError: for levels out of order, fewer nodes, or values that are not
+                finite or of another shape.
+        """
+        if not 0 < sigma_min < sigma_max or num_nodes < 2:
+            raise ValueError(
+                f"nodes must satisfy 0 < sigma_min < sigma_max and be at least 2, got "
+                f"{sigma_min}, {sigma_max} and {num_nodes}."
+            )
+        sigmas = np.geomspace(sigma_min, sigma_max, num_nodes)
+        return cls(sigmas, np.asarray(function(sigmas)))
 
 
 #: One number, which may be traced.
@@ -82,6 +115,11 @@ def check_scale(
     """Raise ``ValueError`` unless a scale is finite and within limits, where known."""
     if isinstance(value, (str, bytes, list, dict)):
         raise TypeError(f"{name} must be a number or a SigmaCurve, got {value!r}.")
+    if callable(value):
+        raise TypeError(
+            f"{name} must be a number or a SigmaCurve, got a function; write "
+            f"SigmaCurve.from_function(...) around it."
+        )
     if isinstance(value, SigmaCurve):
         values = as_concrete(value.values)
         numbers = [] if values is None or values.dtype == object else values.tolist()

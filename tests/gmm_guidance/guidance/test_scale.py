@@ -69,3 +69,18 @@ def test_limits_hold_for_each_value(values):
         with pytest.raises(ValueError, match=r"must be in \[0, 1\], got (2|-1)"):
             make(curve)
     assert AutoGuidance("worse", curve).scale is curve
+
+
+def test_curves_of_tuples_lists_and_functions_are_those_of_arrays():
+    point = random_point(sigma=4.0)
+    wanted = value(CFG(CURVE), point, (WEAK,))
+    nodes, values = LEVELS.tolist(), [0.0, 0.5, 1.0]
+    for curve in (SigmaCurve(nodes, values), SigmaCurve(tuple(nodes), tuple(values))):
+        np.testing.assert_array_equal(value(CFG(curve), point, (WEAK,)), wanted)
+    line = SigmaCurve.from_function(lambda s: np.log(s / 0.5) / np.log(16), 0.5, 8.0, 9)
+    found = value(CFG(line), point, (WEAK,))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(TypeError, match=r"SigmaCurve.from_function\(...\) around it"):
+        CFG(lambda sigma: 2.0)
+    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
+        SigmaCurve.from_function(np.log, 2.0, 1.0)

@@ -11,12 +11,14 @@ from gmm_guidance import (
     CFG,
     AutoGuidance,
     S2Guidance,
+    SigmaCurve,
     SigmaWindow,
     SkipLayer,
     Unguided,
     Windowed,
 )
-from gmm_guidance.diffusion.schedule import Karras
+from gmm_guidance.diffusion.schedule import FlowSteps, Karras
+from gmm_guidance.sampling import sample
 from gmm_guidance.sampling.sample import guided_sample
 from gmm_guidance.sampling.segments import plan_segments
 from gmm_guidance.sampling.solvers import Heun
@@ -164,3 +166,16 @@ def test_gradient_with_respect_to_the_scale():
 
     slope = (total(2.02) - total(1.98)) / 0.04
     np.testing.assert_allclose(jax.grad(total)(2.0), slope, rtol=5e-3)
+
+
+def test_values_that_are_arguments_compile_nothing():
+    """What the guide says of interactive use."""
+    draw(guidance=CFG(SigmaCurve([0.1, 1.0], [2.0, 3.0])))
+    before = sample._run._cache_size()
+    curve = SigmaCurve(np.array([0.2, 9.0]), np.array([4.0, 2.5]))
+    draw(guidance=CFG(curve), key=jax.random.key(1), label=np.arange(6) % 2)
+    draw(guidance=CFG(curve), schedule=FlowSteps(4), initial=START + 1.0)
+    draw(ToyStack.random(5), guidance=CFG(curve), first_index=7)
+    assert sample._run._cache_size() == before
+    draw(guidance=CFG(curve), schedule=Karras(5))
+    assert sample._run._cache_size() == before + 1
