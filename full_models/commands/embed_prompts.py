@@ -16,7 +16,8 @@ from full_models.prompts.lists import PromptList, read_list
 from full_models.prompts.prompts import INDEX, KIND, VERSION
 from gmm_guidance._runtime.files import write_text
 from gmm_guidance._runtime.progress import Reporter
-from gmm_guidance._runtime.tensor_files import write_tensors
+from gmm_guidance._runtime.schema import sealed
+from gmm_guidance._runtime.tensor_files import CHECKSUMS, write_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ class EmbedPrompts:
         if single:
             return written
         index = {"kind": KIND, "shards": [path.name for path in written]}
-        write_text(self.out / INDEX, json.dumps(index, indent=1) + "\n")
+        write_text(self.out / INDEX, json.dumps(sealed(index), indent=1) + "\n")
         return [*written, self.out / INDEX]
 
     def _embed(
@@ -122,6 +123,8 @@ def _metadata_of(path: Path) -> dict[str, str] | None:
     """What a file of an earlier run says; ``None`` if there is none that is whole."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return file.metadata()
+            metadata = dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError):
         return None
+    metadata.pop(CHECKSUMS, None)
+    return metadata

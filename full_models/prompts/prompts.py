@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ml_dtypes  # noqa: F401  (NumPy's bfloat16)
+import msgspec
 import numpy as np
 import safetensors
+
+from gmm_guidance._runtime.checks import as_path
+from gmm_guidance._runtime.schema import (
+    Object,
+    checked,
+    damaged,
+    parse_json,
+    read_json,
+    unsealed,
+)
+from gmm_guidance._runtime.tensor_files import check_array, read_checksums
 
 KIND = "full_models prompts"
 VERSION = 1
@@ -72,7 +83,7 @@ def load_prompts(path: str | os.PathLike) -> Prompts:
         FileNotFoundError: if there is nothing at the path.
         ValueError: if it is no file of prompts, is incomplete, or of another version.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         index = path / INDEX
         if not index.is_file():
@@ -80,8 +91,10 @@ def load_prompts(path: str | os.PathLike) -> Prompts:
                 f"{path} must hold an {INDEX}, which embed-prompts writes last; run "
                 f"the command again to complete it."
             )
-        shards = json.loads(index.read_text())["shards"]
-        return _joined([_read(path / shard) for shard in shards], path)
+        found = checked(unsealed(read_json(index, Object), index), _Index, index)
+        if any(Path(shard).name != shard for shard in found.shards):
+            raise damaged(index, "it points out of its folder")
+        return _joined([_read(path / shard) for shard in found.shards], path)
     if not path.is_file():
         raise FileNotFoundError(f"no prompts at {path}.")
     return _read(path)
@@ -102,11 +115,22 @@ def to_context(family: str, tensors: dict[str, np.ndarray], start: str = "") -> 
     return np.concatenate([filled, t5], axis=1)
 
 
+class _Index(msgspec.Struct):
+    """Content of the index of several files."""
+
+    kind: str
+    shards: Annotated[list[str], msgspec.Meta(min_length=1)]
+
+
 def _read(path: Path) -> Prompts:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            sums = read_checksums(metadata, path)
+            tensors = {
+                name: check_array(name, file.get_tensor(name), sums, path)
+                for name in file.keys()  # noqa: SIM118
+            }
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is truncated or no safetensors file ({error}); embed the prompts "
@@ -118,8 +142,11 @@ def _read(path: Path) -> Prompts:
             f"{metadata.get('kind')!r}, version {metadata.get('version')!r}; write it "
             f"by full-models embed-prompts."
         )
-    family = metadata["family"]
-    texts, ids = (tuple(json.loads(metadata[name])) for name in ("prompts", "ids"))
+    family = metadata.get("family", "")
+    texts, ids = (
+        tuple(parse_json(metadata.get(name, ""), list[str], path))
+        for name in ("prompts", "ids")
+    )
     needed = {"t5", *(("clip",) if family == "sd3" else ())}
     needed |= {"pooled"} if family in ("sd3", "flux1") else set()
     needed |= {NEGATIVE + name for name in needed}
@@ -128,6 +155,8 @@ def _read(path: Path) -> Prompts:
             f"{path} must have {', '.join(missing)}; embed the prompts again."
         )
     for name in needed:
+        if tensors[name].ndim != (2 if name.endswith("pooled") else 3):
+            raise damaged(path, f"{name} has the shape {tensors[name].shape}")
         rows = 1 if name.startswith(NEGATIVE) else len(texts)
         if len(tensors[name]) != rows:
             raise ValueError(

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from full_models.models.registry import FAMILIES
 from full_models.weights.load import DESCRIPTION, DIFFUSERS_FILE, KIND, NATIVE, ORBAX
-from full_models.weights.orbax_folder import save_orbax
+from full_models.weights.orbax_folder import ARRAYS, save_orbax
 from full_models.weights.table import dump, native_table, parameters
 from gmm_guidance._runtime.checks import as_path
-from gmm_guidance._runtime.files import atomic_folder, default_mode, write_text
+from gmm_guidance._runtime.files import atomic_folder, default_mode, sha256, write_text
+from gmm_guidance._runtime.schema import sealed
 from gmm_guidance._runtime.tensor_files import save_tree, write_tensors
 
 
@@ -86,7 +87,9 @@ def export_weights(
     with atomic_folder(path) as folder:
         if to_config is None:
             save_orbax(folder, model, dtype)
-            write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+            description["arrays_sha256"] = sha256(folder / ARRAYS)
+            text = json.dumps(sealed(description), indent=2) + "\n"
+            write_text(folder / DESCRIPTION, text)
         else:
             text = json.dumps(to_config(config), indent=2, sort_keys=True) + "\n"
             (folder / "config.json").write_text(text)

@@ -37,8 +37,13 @@ from gmm_guidance._runtime.schema import (
     damaged,
     other_kind,
     read_json,
+    unsealed,
 )
-from gmm_guidance._runtime.tensor_files import differences, load_description
+from gmm_guidance._runtime.tensor_files import (
+    ForeignFileError,
+    differences,
+    load_description,
+)
 from gmm_guidance.diffusion.process import process_from_fields
 from gmm_guidance.sharding import placements
 
@@ -178,7 +183,8 @@ class Checkpoint:
                 placements(abstract, mesh, self.family.placement),
             )
         if self.layout == ORBAX:
-            network = load_orbax(self.origin, abstract, dtype)
+            said = read_json(self.origin / DESCRIPTION, _Description)
+            network = load_orbax(self.origin, abstract, dtype, said.arrays_sha256)
         else:
             layout = self.family.layouts.get(self.layout)
             table = native_table(abstract)
@@ -342,16 +348,17 @@ def _infer(layout: Layout, stored: Stored, beside: Path) -> Inferred:
 
 def _described(path: Path, stored: Stored, families: Sequence[Family]) -> _Found | None:
     """What a file or folder of our own says; ``None`` for another's."""
-    try:
-        if path.is_dir():
-            description = read_json(path / DESCRIPTION, Object)
-        elif path.suffix == ".safetensors":
+    if path.is_dir():
+        file = path / DESCRIPTION
+        description = unsealed(read_json(file, Object), file)
+    elif path.suffix == ".safetensors":
+        try:
             description = load_description(path)
-        else:
+        except ForeignFileError:
             return None
-        if not description["kind"].startswith("full_models"):
-            return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    else:
+        return None
+    if not str(description.get("kind")).startswith("full_models"):
         return None
     said = checked(description, _Description, path)
     family = next((f for f in families if f.name == said.family), None)
@@ -378,6 +385,7 @@ class _Description(msgspec.Struct):
     family: str | None = None
     layout: str | None = None
     config: Object = {}
+    arrays_sha256: str | None = None
 
 
 def _layouts(family: Family) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from full_models.weights.table import Spec, check_names, native_table, parameters
+from gmm_guidance._runtime.files import sha256
+from gmm_guidance._runtime.schema import damaged
 
-_ARRAYS = "arrays"
+ARRAYS = "arrays"
 _SPELLED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
 
@@ -23,10 +25,10 @@ def save_orbax(folder: Path, module: Any, dtype: Any) -> None:
     """
     arrays = {n: jnp.asarray(a, dtype) for n, a in parameters(module).items()}
     with _orbax().StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / _ARRAYS).absolute(), arrays)
+        checkpointer.save((folder / ARRAYS).absolute(), arrays)
 
 
-def load_orbax(folder: Path, abstract: Any, dtype: Any) -> Any:
+def load_orbax(folder: Path, abstract: Any, dtype: Any, checksum: Any) -> Any:
     """Fill a module from a folder of ``save_orbax``.
 
     Args:
@@ -34,13 +36,16 @@ def load_orbax(folder: Path, abstract: Any, dtype: Any) -> Any:
         abstract: the module with shapes in place of arrays; an array goes to the
             ``sharding`` of its shape if it has one.
         dtype: type of the parameters.
+        checksum: SHA-256 of the files of arrays, by the description of the folder.
 
     Raises:
         ImportError: without orbax.
         ValueError: if the folder holds other arrays, which are listed, or is damaged.
     """
-    arrays = (folder / _ARRAYS).absolute()
+    arrays = (folder / ARRAYS).absolute()
     leaves = parameters(abstract)
+    if not arrays.is_dir() or sha256(arrays) != checksum:
+        raise damaged(arrays, "its files have another checksum; write it again")
     with _orbax().StandardCheckpointer() as checkpointer:
         try:
             found = checkpointer.metadata(arrays).item_metadata.tree

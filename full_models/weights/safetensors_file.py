@@ -12,6 +12,7 @@ import safetensors
 
 from full_models.weights.table import Stored, StoredTensor
 from gmm_guidance._runtime.schema import damaged, read_json
+from gmm_guidance._runtime.tensor_files import check_array, read_checksums
 
 
 def read_safetensors(path: str | os.PathLike) -> Stored:
@@ -29,10 +30,11 @@ def read_safetensors(path: str | os.PathLike) -> Stored:
         return _read_index(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
+            sums = read_checksums(file.metadata() or {}, path)
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
                 name: StoredTensor(
-                    tuple(part.get_shape()), part.get_dtype(), _reader(path, name)
+                    tuple(part.get_shape()), part.get_dtype(), _reader(path, name, sums)
                 )
                 for name, part in slices.items()
             }
@@ -43,12 +45,12 @@ def read_safetensors(path: str | os.PathLike) -> Stored:
         ) from error
 
 
-def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
+def _reader(path: Path, name: str, sums: dict[str, int]) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         # Opened anew for each tensor: a mapping that stays open keeps the pages of all
         # that was read, a second copy of the weights.
         with safetensors.safe_open(path, framework="numpy") as file:
-            return file.get_tensor(name)
+            return check_array(name, file.get_tensor(name), sums, path)
 
     return read
 

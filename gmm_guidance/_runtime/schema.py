@@ -6,6 +6,7 @@ wrong with a file is one kind of error: "FILE is damaged or of another kind: WHA
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ Index = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Object = dict[str, Any]
 
+_SEAL = "sha256"  # of the other fields
 _MOST_BYTES = 64 << 20  # of a text; the largest of ours, the manifests, have a few
 _MOST_SHOWN = 200
 _LFS = re.compile(rb"version https://git-lfs[^\n]*\n(?:.*\n)*?size (\d+)")
@@ -46,6 +48,30 @@ def parse_json(text: str, schema: type[T], origin: object) -> T:
     except (ValueError, RecursionError) as error:
         raise damaged(origin, f"no JSON ({brief(error)})") from error
     return checked(found, schema, origin)
+
+
+def sealed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a JSON file with a checksum of all of them."""
+    return {**fields, _SEAL: _digest(fields)}
+
+
+def unsealed(found: Any, origin: object) -> dict[str, Any]:
+    """The fields of ``sealed``, as they were written.
+
+    Raises:
+        ValueError: if the checksum is another, or missing.
+    """
+    if not isinstance(found, dict) or _SEAL not in found:
+        raise damaged(origin, "it has no checksum")
+    fields = {name: value for name, value in found.items() if name != _SEAL}
+    if found[_SEAL] != _digest(fields):
+        raise damaged(origin, "its content has another checksum")
+    return fields
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_toml(path: str | os.PathLike, schema: type[T]) -> T:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.files import write_text
-from gmm_guidance._runtime.schema import read_text
+from gmm_guidance._runtime.schema import Object, read_json, sealed, unsealed
 from gmm_guidance.analysis.regression import Fit, best_subset, fit, gain
 from gmm_guidance.analysis.weak_pass_profile import Direction, WeakPassProfile
 from gmm_guidance.guidance import S2Guidance
@@ -335,7 +335,7 @@ class Calibration:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         # Tuples become lists.
         text = json.dumps({"kind": _KIND, **fields}, default=np.ndarray.tolist)
-        return write_text(path, text)
+        return write_text(path, json.dumps(sealed(json.loads(text))))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Calibration:
@@ -346,18 +346,15 @@ class Calibration:
             ValueError: if the file is damaged, or not a calibration of this version.
         """
         path = as_path(path)
-        try:
-            found = json.loads(read_text(path))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path} is damaged or not a JSON file ({error})."
-            ) from error
-        if not isinstance(found, dict) or found.pop("kind", None) != _KIND:
+        found = read_json(path, Object)
+        if found.get("kind") != _KIND:
             raise ValueError(f"{path} is not a saved Calibration.")
-        if set(found) != {f.name for f in dataclasses.fields(cls)}:
+        names = {f.name for f in dataclasses.fields(cls)}
+        if found.keys() - {"sha256"} != {"kind", *names}:
             raise ValueError(
                 f"{path} was saved by another version; run the calibration again."
             )
+        del (found := unsealed(found, path))["kind"]
         for name in ("sigmas", "products", "block_costs"):
             found[name] = np.array(found[name])
         if found["output_products"] is not None:

@@ -23,6 +23,7 @@ from full_models.models.dit.weights import diffusers_table, official_table
 from full_models.weights import load
 from full_models.weights.load import DIFFUSERS_FILE, open_checkpoint
 from full_models.weights.table import StoredTensor, dump
+from gmm_guidance._runtime.schema import sealed
 from gmm_guidance._runtime.tensor_files import load_description, save_tree
 
 LAYOUTS = ["diffusers", "official", "native", "orbax"]
@@ -285,6 +286,32 @@ def test_other_files_and_folders(tmp_path):
             load_weights(ours)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_flipped_bits_in_our_own_files_are_noticed(tmp_path, layout):
+    path = export_weights(MODEL, place(tmp_path, layout), layout)
+    files = [path]
+    if path.is_dir():
+        sizes = {f: f.stat().st_size for f in path.rglob("*") if f.is_file()}
+        files = [max(sizes, key=sizes.__getitem__)]
+        if layout == "orbax":
+            files.append(path / "description.json")
+    for file in files:
+        whole = file.read_bytes()
+        places = [-1001 % len(whole), len(whole) // 2]
+        if file.suffix == ".json":
+            places = [whole.index(b'"num_heads": 2') + len(b'"num_heads": ')]
+        elif layout == "native":  # the number of heads leaves no trace in the tensors
+            places.append(whole.index(rb"\"num_heads\": 2") + len(rb"\"num_heads\": "))
+        for position in places:
+            damaged = bytearray(whole)
+            damaged[position] ^= 4
+            file.write_bytes(damaged)
+            with pytest.raises(ValueError, match="checksum"):
+                load_weights(path, TINY if layout == "diffusers" else None)
+        file.write_bytes(whole)
+    assert_same_trees(load_weights(path), MODEL)
+
+
 def test_configurations_beside_the_weights_that_do_not_fit(tmp_path):
     folder = export_weights(MODEL, tmp_path / "a")
     file = folder / "config.json"
@@ -330,12 +357,13 @@ def test_descriptions_of_other_versions(tmp_path):
 def test_folders_of_orbax_that_do_not_fit(tmp_path):
     path = export_weights(MODEL, tmp_path / "a", "orbax")
     description = json.loads((path / "description.json").read_text())
+    del description["sha256"]
     description["config"]["depth"] = 3
-    (path / "description.json").write_text(json.dumps(description))
+    (path / "description.json").write_text(json.dumps(sealed(description)))
     with pytest.raises(ValueError, match=r"attn.qkv.kernel expected \(3, 16, 48\), fo"):
         load_weights(path)
     description["config"]["depth"] = 4
-    (path / "description.json").write_text(json.dumps(description))
+    (path / "description.json").write_text(json.dumps(sealed(description)))
     (path / "arrays" / "_METADATA").unlink()
     with pytest.raises(ValueError, match="write it again"):
         load_weights(path)

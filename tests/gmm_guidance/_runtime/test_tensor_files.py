@@ -57,6 +57,16 @@ def test_trees_and_descriptions_come_back_exactly(saved):
     assert load_description(path) == DESCRIPTION
 
 
+@pytest.mark.parametrize("place", [rb"\"step\": 3", None], ids=["text", "numbers"])
+def test_flipped_bits_are_noticed(saved, place):
+    path, tree = saved
+    data = bytearray(path.read_bytes())
+    data[-1 if place is None else data.index(place) + len(place) - 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="another checksum"):
+        load_tree(path, tree)
+
+
 def test_a_file_is_replaced_as_a_whole(saved):
     path, _ = saved
     save_tree(path, {"a": jnp.ones(2)}, {"kind": "other"})

@@ -279,6 +279,16 @@ def test_other_files_are_refused(tmp_path, text, message):
         gg.Calibration.load(path)
 
 
+def test_a_changed_digit_is_noticed(found, tmp_path):
+    path = found.save(tmp_path / "calibration.json")
+    text = path.read_text()
+    place = text.index('"products": ') + 20
+    changed = next(i for i in range(place, len(text)) if text[i] in "2345")
+    path.write_text(text[:changed] + "9" + text[changed + 1 :])
+    with pytest.raises(ValueError, match="another checksum"):
+        gg.Calibration.load(path)
+
+
 def test_unlike_blocks_cost_what_they_say(found):
     """Block 2 of costs 1, 1, 1, 5 runs block 3; block 1 runs blocks 2 and 3."""
     costs = np.array([1.0, 1.0, 1.0, 5.0]) / 8
