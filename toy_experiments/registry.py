@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from toy_experiments import (
+    attention_toy,
     autoguidance_toy,
     calibration,
     cfg_zero_toy,
@@ -45,6 +46,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         explorer,
         repair,
         power_distribution,
+        attention_toy,
         autoguidance_toy,
         cfg_zero_toy,
         digits,

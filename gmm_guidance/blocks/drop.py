@@ -186,12 +186,15 @@ class FixedBlocks(DropDistribution):
 
     Args:
         blocks: their indices, each once, in any order.
+        removes: whether the blocks are left out, so that one must remain; blocks that
+            are perturbed in another way may be all.
 
     Raises:
         ValueError: for no blocks, or repeated ones.
     """
 
     blocks: tuple[int, ...]
+    removes: bool = True
 
     def __post_init__(self):
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):
@@ -207,7 +210,8 @@ class FixedBlocks(DropDistribution):
                 f"dropped blocks must be in 0..{num_blocks - 1} for a model of "
                 f"{num_blocks} blocks, got {outside}."
             )
-        _check_count(len(self.blocks), num_blocks, num_blocks)
+        if self.removes:
+            _check_count(len(self.blocks), num_blocks, num_blocks)
 
     @override
     def draw(self, key: jax.Array, num_blocks: int) -> jax.Array:

@@ -22,6 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gmm_guidance.blocks.perturbation import (
+    ATTENTION_KINDS,
     BlockPerturbation,
     add_branch,
     perturbed_attention,
@@ -51,7 +52,7 @@ class GroupedTokens:
     """The distribution, and its exact denoiser as a ``BlockStack`` of two blocks.
 
     Block 0 is pointwise, the first two terms of Eq. 1; block 1 is the attention, with
-    every perturbation that an attention has.
+    every perturbation that an attention has. Both can shuffle the tokens.
 
     Args:
         num_groups: number of groups, at least 2.
@@ -90,8 +91,7 @@ class GroupedTokens:
     @property
     def perturbations(self) -> frozenset[str]:
         """Those of an attention without an MLP."""
-        attention = {"drop_attention", "identity", "blur", "temper", "shuffle"}
-        return frozenset(attention)
+        return ATTENTION_KINDS - {"drop_mlp"}
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -134,7 +134,8 @@ class GroupedTokens:
         x, mean, a, c = context
 
         def pointwise(hidden):
-            return hidden + a[:, None] * x + ((1.0 - c) * mean)[:, None]
+            tokens = shuffled(x[..., None], perturb)[..., 0]
+            return hidden + a[:, None] * tokens + ((1.0 - c) * mean)[:, None]
 
         def attention(hidden):
             def branch():
@@ -175,20 +176,35 @@ class GroupedTokens:
         kind, or with CFG alone, the variances are those of the data.
 
         Args:
-            kind: ``"identity"``, ``"blur"`` (of full amount), ``"drop_attention"``, or
-                ``None``.
+            kind: ``"identity"``, ``"blur"`` (of full amount), ``"drop_attention"``,
+                ``"shuffle"`` (of both blocks, anew in each of infinitely many steps),
+                or ``None``.
             weight: of the term; 0 = off.
             amount: part of the identity, or of the attention left out.
             window: lowest and highest sigma at which the term acts.
 
         Raises:
-            ValueError: for another kind, or a blur of another amount.
+            ValueError: for another kind, a blur or shuffle of another amount, or a
+                shuffle down to sigma 0, with which the variances diverge.
         """
         s2 = self.within**2
         group = s2 + self.group_size * self.between**2
-        if kind == "blur" and amount != 1.0:
-            raise ValueError(f"a blur must have amount 1, got {amount}.")
+        if kind in ("blur", "shuffle") and amount != 1.0:
+            raise ValueError(f"a {kind} must have amount 1, got {amount}.")
         low, high = (v**2 for v in window)
+        if kind == "shuffle":
+            if low <= 0.0:
+                raise ValueError(
+                    "a shuffle needs a window that ends above sigma 0, since its term "
+                    "does not vanish there; use for example window=(0.5, np.inf)."
+                )
+
+            def grown(variance: float) -> float:
+                gain = 1.0 + variance / low
+                gain /= 1.0 + variance / high
+                return variance * gain**weight
+
+            return Variances(group, grown(group), grown(s2))
         log = np.log((group + low) / (s2 + low))
         if np.isfinite(high):
             log -= np.log((group + high) / (s2 + high))
@@ -203,7 +219,8 @@ class GroupedTokens:
             case "drop_attention":
                 return Variances(group * gain, group * gain, s2)
         raise ValueError(
-            f"no closed form for {kind!r}; known: identity, blur, drop_attention."
+            f"no closed form for {kind!r}; known: identity, blur, drop_attention, "
+            f"shuffle."
         )
 
 

@@ -352,7 +352,8 @@ class ListedBlocks(WeakTerm):
 
     @override
     def draw_masks(self, random: RandomDraws) -> Any:
-        return random.dropped_blocks(FixedBlocks(self.blocks))
+        removes = self.kind == "drop" and self.amount is None
+        return random.dropped_blocks(FixedBlocks(self.blocks, removes))
 
 
 @guidance_rule

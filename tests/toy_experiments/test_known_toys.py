@@ -10,7 +10,13 @@ import pytest
 import gmm_guidance as gg
 from gmm_guidance._runtime.files import jsonable
 from gmm_guidance._runtime.progress import Reporter
-from toy_experiments import autoguidance_toy, cfg_zero_toy, power_distribution
+from toy_experiments import (
+    attention_toy,
+    autoguidance_toy,
+    cfg_zero_toy,
+    power_distribution,
+)
+from toy_experiments.common.networks import Budgets
 from toy_experiments.common.records import select, single
 from toy_experiments.common.store import Store
 from toy_experiments.common.style import figure_style
@@ -256,3 +262,39 @@ def test_bad_configurations(config, changes, message):
 def test_quick_is_smaller(module):
     quick, full = module.EXPERIMENT.config.quick(), module.EXPERIMENT.config()
     assert quick.seeds < full.seeds and quick.num_samples < full.num_samples
+
+
+# --- attention_toy
+
+
+@pytest.mark.ci
+def test_perturbed_attention_has_the_variances_of_its_closed_form(tmp_path):
+    config = attention_toy.AttentionToyConfig(
+        seeds=2,
+        num_samples=256,
+        num_steps=4,
+        budgets=Budgets((3,), width=4, num_blocks=3, batch_size=16),
+        scales=(1.0,),
+        omegas=(0.5,),
+        permutation_steps=(40,),
+    )
+    metrics, data = computed(attention_toy.EXPERIMENT, config, tmp_path)
+    tables = metrics["tables"]
+    assert max(r["relative_error"] for r in tables["variances"]) < 1e-7
+    for rule in ("CFG 2", "CFG 2 + PAG", "CFG 2 + SEG"):
+        (record,) = [r for r in tables["guided"] if r["rule"] == rule]
+        assert record["wanted_shift"] == 2.0
+        for name in ("shift", *attention_toy.SUBSPACES):
+            gap = record[name] - record[f"wanted_{name}"]
+            assert abs(gap) < 4.0 * record[f"{name}_error"], (rule, name)
+    for record in tables["projections"]:
+        assert sum(record[s]["mean"] for s in attention_toy.SUBSPACES) == (
+            pytest.approx(1.0)
+        )
+    costs = {r["rule"]: (r["num_steps"], r["passes"]) for r in tables["rules"]}
+    # A dropped block is not computed: S² has more steps than perturbed attention.
+    assert costs["cfg"][0] >= costs["s2"][0] > costs["random_seg"][0] == 4
+    assert drawn(attention_toy.EXPERIMENT, metrics, data) == {
+        "figure",
+        "figure_trained",
+    }

@@ -81,13 +81,39 @@ def test_variances_of_the_flow(responses, name, kind, amount, window):
     np.testing.assert_allclose(flow_variances(cond), TOY.variances(), rtol=2e-4)
 
 
+def test_permuted_tokens_leave_the_mean_alone_on_average():
+    """The variances of the limit of many steps, from the mean over permutations."""
+    sigmas = np.geomspace(0.3, 300.0, 40)
+    x = jnp.asarray(np.repeat(DIRECTIONS, len(sigmas), axis=0), jnp.float32)
+    levels = jnp.asarray(np.tile(sigmas, 3), jnp.float32)
+    label = jnp.full(len(x), TOY.num_labels)
+
+    @jax.jit
+    def run(key):
+        shuffle = Perturbation("shuffle", jnp.array([0, 1]), None, key)
+        passes = Pass(label), Pass(label, perturb=shuffle)
+        return evaluate_passes(TOY, x, levels, passes)
+
+    drawn = [run(jax.random.key(i)) for i in range(400)]
+    cond, weak = (np.mean([d[i] for d in drawn], axis=0) for i in range(2))
+    response = ((cond + 0.7 * (cond - weak)) * x).sum(1).reshape(3, -1)
+    plain = (cond * x).sum(1).reshape(3, -1)
+    gain = np.trapezoid(2.0 * (response - plain), np.log(sigmas), axis=1)
+    wanted = TOY.variances("shuffle", 0.7, window=(0.3, 300.0))
+    grown = np.log(np.array(wanted) / TOY.variances())
+    np.testing.assert_allclose(gain, grown, atol=0.04 * grown.max())
+    assert grown[0] == 0.0 and (grown[1:] > 0.5).all()
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda: GroupedTokens(num_groups=1), "at least 2"),
         (lambda: GroupedTokens(within=0.0), "> 0"),
         (lambda: TOY.variances("blur", 0.7, 0.5), "amount 1"),
-        (lambda: TOY.variances("shuffle", 0.7), "no closed form"),
+        (lambda: TOY.variances("temper", 0.7), "no closed form"),
+        (lambda: TOY.variances("shuffle", 0.7), "ends above sigma 0"),
+        (lambda: TOY.variances("shuffle", 0.7, 0.5), "amount 1"),
     ],
 )
 def test_input_is_checked(make, message):
