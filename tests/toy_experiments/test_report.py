@@ -136,6 +136,7 @@ def check_self_contained(path: Path) -> None:
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules.pop("default-src") == "'none'" and rules.pop("img-src") == "data:"
     # Inline or nothing: no scheme, no host.
+    assert {rules.pop(name) for name in ("form-action", "base-uri")} == {"'none'"}
     assert all(re.fullmatch(r"('unsafe-(inline|eval)' ?)+", r) for r in rules.values())
     targets = {attributes.get("id") for _, attributes in page.elements}
     assert all(
@@ -300,3 +301,25 @@ def test_the_page_must_be_a_file(out):
 def test_unknown_options_are_errors(out, capsys):
     assert report("--out", str(out), "--pages", "x") == 2
     assert not list(out.glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": "<meta http-equiv=refresh>"},
+        {"versions": ["x"]},
+        {"versions": {"jax": {}}},
+        {"tables": {"rows": [1]}},
+        {"config": {"std": "<b>", "guidance": {"cfg_scale": [], "s2_scale": 0.2}}},
+        {"config": None},
+    ],
+)
+def test_records_of_other_types_are_refused(real, tmp_path, capsys, change):
+    out = tmp_path / "copy"
+    shutil.copytree(real, out, ignore=shutil.ignore_patterns("cells"))
+    path = out / "explorer" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert report("--out", str(out)) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "run it again" in message and "Traceback" not in message
+    assert not (out / "report.html").exists()

@@ -44,6 +44,77 @@ def out(tmp_path_factory):
     return out
 
 
+def marked(value, text):
+    """JSON with markup in place of every text and undefined number."""
+    if isinstance(value, dict):
+        return {k: marked(v, text) for k, v in value.items()}
+    if isinstance(value, list):
+        return [marked(v, text) for v in value]
+    return text if isinstance(value, str) or value is None else value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>document.title = 'taken'</script>",
+        "</script><script>document.title = 'taken'</script>",
+        "<img src=x onerror=\"document.title = 'taken'\">",
+        '<meta http-equiv=refresh content="0;url=http://evil.example/">',
+        "<form action=http://evil.example/><input type=submit></form>",
+        "<base href=http://evil.example/><a href=x>",
+        "'\"--><svg onload=\"document.title = 'taken'\">",
+    ],
+)
+def test_markup_in_every_field_is_shown_as_text(browser, out, tmp_path, text):
+    """In all values, and in all keys that the page does not look up itself."""
+    made = tmp_path / "results"
+    shutil.copytree(out, made, ignore=shutil.ignore_patterns("cells"))
+    path = made / "explorer" / "metrics.json"
+    record = json.loads(path.read_text())
+    record["versions"] = marked(record["versions"], text)
+    for table, rows in record["tables"].items():
+        record["tables"][table] = [*rows, {text: text} | marked(rows[0], text)]
+    record["tables"][text] = [{text: text, f"{text} ": 1.5}]
+    record["config"][text] = {text: [text, {text: text}]}
+    record["experiment"] = record["date"] = text
+    path.write_text(json.dumps(record))
+    claims = json.loads((made / "claims.json").read_text())
+    claims.append({key: text for key in claims[0]})
+    (made / "claims.json").write_text(json.dumps(claims))
+    (made / "explorer" / "figure.png").rename(
+        made / "explorer" / f"{text.replace('/', '|')}.png"
+    )
+    page = browser.new_page()
+    seen: list[str] = []
+    page.on("request", lambda request: seen.append(request.url))
+    url = write_report(made).as_uri()
+    page.goto(url)
+    page.locator("#field-plot canvas").first.wait_for()
+    page.wait_for_timeout(100)  # for a refresh
+    assert page.title() == "Guidance on Gaussian mixtures: results"
+    assert page.url == url
+    assert [u for u in seen if not u.startswith("data:")] == [url]
+    assert text in page.locator("#claims").inner_text()
+    assert text in page.locator("#explorer").evaluate("e => e.textContent")
+    strange = "form, base, svg[onload], img[onerror], meta[http-equiv=refresh]"
+    assert page.locator(strange).count() == 0
+    page.close()
+
+
+def test_the_policy_of_the_page_lets_no_form_or_base_through(browser, out, tmp_path):
+    """Were markup ever shown unescaped, forms would not be sent."""
+    text = (out / "report.html").read_text()
+    form = "<form id=f action=http://evil.example/></form><base href=http://evil.ex/>"
+    path = tmp_path / "report.html"
+    path.write_text(text.replace("<main>", f"<main>{form}"))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.evaluate("document.getElementById('f').submit()")
+    page.wait_for_timeout(100)
+    assert page.url == page.evaluate("document.baseURI") == path.as_uri()
+    page.close()
+
+
 @pytest.fixture(scope="module")
 def data(out):
     return tiny_results.explorer_data(out)

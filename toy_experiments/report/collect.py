@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import msgspec
 
+from gmm_guidance._runtime.npz import read_arrays
+from gmm_guidance._runtime.schema import Object, checked, read_json
 from toy_experiments.common.experiment import Experiment
 from toy_experiments.common.records import Metrics
 from toy_experiments.common.store import Arrays
@@ -18,6 +17,15 @@ from toy_experiments.report.tables import CLAIM_COLUMNS
 
 EXPLORER = "explorer"  # whose arrays feed the interactive panels
 _REMEDY = "run it again: toy-experiments run"
+
+
+class _Record(msgspec.Struct):
+    """What the page takes from ``metrics.json``."""
+
+    config: Object
+    versions: dict[str, str]
+    tables: dict[str, list[Object]] = {}
+    seeds: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +106,11 @@ def collect(out: Path, experiments: Mapping[str, Experiment]) -> Collection:
 
 def _result(folder: Path, experiment: Experiment) -> Result:
     path = folder / "metrics.json"
-    record = _json(path)
-    if not isinstance(record, dict) or not {"config", "versions"} <= record.keys():
-        raise ValueError(f"{path} is no record of a run; {_REMEDY} {experiment.name}.")
+    try:
+        record = read_json(path, Object)
+        checked(record, _Record, path)
+    except ValueError as error:
+        raise ValueError(f"{error} {_REMEDY} {experiment.name}.") from error
     try:
         lines = experiment.summarize(record)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -126,19 +136,10 @@ def _figure(path: Path, name: str) -> Figure:
     return Figure(content, width, height)
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
-        raise ValueError(f"{path} is damaged ({error}); make it again.") from error
-
-
 def _arrays(path: Path) -> Arrays:
     try:
-        # Opened here: NumPy leaves a file that is no archive open.
-        with path.open("rb") as opened, np.load(opened) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        return read_arrays(path)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is missing or damaged ({error}); {_REMEDY} {EXPLORER}."
         ) from error
@@ -147,10 +148,10 @@ def _arrays(path: Path) -> Arrays:
 def _claims(path: Path) -> list[Metrics] | None:
     if not path.exists():
         return None
-    claims = _json(path)
-    if not isinstance(claims, list) or not all(isinstance(c, dict) for c in claims):
+    try:
+        return read_json(path, list[Object])
+    except ValueError as error:
         raise ValueError(
-            f"{path} must hold a list of claims, each an object with the keys "
+            f"{error} It must hold a list of claims, each an object with the keys "
             f"{', '.join(CLAIM_COLUMNS)}; make it again: toy-experiments claims."
-        )
-    return claims
+        ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 
 from gmm_guidance._runtime.files import atomic
+from gmm_guidance._runtime.schema import brief
 from toy_experiments.common.experiment import Experiment
 from toy_experiments.registry import EXPERIMENTS
 from toy_experiments.report import tables
@@ -55,10 +56,9 @@ def build(collection: Collection) -> str:
         try:
             scripts = panel_scripts(*collection.explorer)
         except KeyError as error:
-            raise ValueError(
-                f"the results of {EXPLORER} are of another version: they lack {error}; "
-                f"run it again: toy-experiments run {EXPLORER}."
-            ) from error
+            raise _other(f"they lack {error}") from error
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            raise _other(brief(error)) from error
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
@@ -74,6 +74,13 @@ def build(collection: Collection) -> str:
         collection=collection,
         scripts=scripts,
         tables=tables,
+    )
+
+
+def _other(what: str) -> ValueError:
+    return ValueError(
+        f"the results of {EXPLORER} are of another version: {what}; run it again: "
+        f"toy-experiments run {EXPLORER}."
     )
 
 

@@ -53,7 +53,8 @@ def panel_scripts(metrics: Metrics, data: Arrays) -> list[str]:
         add(document, metrics, data)
     roots = {root.id: root.name for root in document.roots}
     item = {"docid": "panels", "roots": roots, "root_ids": list(roots)}
-    models = serialize_json(document.to_json(deferred=False))
+    # No "<" may end the script: texts of results are among the models.
+    models = serialize_json(document.to_json(deferred=False)).replace("<", "\\u003c")
     embed = f'Bokeh.embed.embed_items({{"panels": {models}}}, [{json.dumps(item)}]);'
     # Bokeh numbers models from the start of the process; the page from its own.
     ids: dict[str, str] = {}
@@ -61,7 +62,7 @@ def panel_scripts(metrics: Metrics, data: Arrays) -> list[str]:
     *library, _ = Resources(mode="inline", components=["bokeh", "bokeh-widgets"]).js_raw
     own = files("toy_experiments.report").joinpath("panels.js").read_text("utf-8")
     quiet = 'Bokeh.set_log_level("warn");'
-    return [*library, quiet, own, embed.replace("</", "<\\/")]
+    return [*library, quiet, own, embed]
 
 
 def _add_score(document: Document, metrics: Metrics, data: Arrays) -> None:
