@@ -37,8 +37,8 @@ from toy_experiments.common.style import COLORS, PAGE_WIDTH, draw_band, shades
 from toy_experiments.common.sweep import (
     DISTANCE,
     AnalysisConfig,
+    draw_samples_of,
     measure,
-    sample_traced,
 )
 
 #: How masks are drawn: options of S2Guidance by title.
@@ -150,7 +150,7 @@ def mask_spread(
         keys = [jax.random.key(7000 + 100 * seed + k) for k in range(mask_seeds)]
         draws[title] = np.stack(
             [
-                sample_traced(network, rule, schedule, k, labels, start, context.mesh)
+                draw_samples_of(network, rule, schedule, k, labels, start, context.mesh)
                 for k in (keys[:1] if title == _EXPECTATION else keys)
             ]
         )

@@ -48,7 +48,7 @@ from toy_experiments.common.style import (
     legend_below,
     plain_ticks,
 )
-from toy_experiments.common.sweep import AnalysisConfig, sample_traced
+from toy_experiments.common.sweep import AnalysisConfig, draw_samples_of
 
 #: Kinds of samples with their look: title, color, line.
 KINDS = {
@@ -143,7 +143,7 @@ def draw_samples(
 
     def draw(model: Any, rule: gg.GuidanceRule, seed: int = 0) -> np.ndarray:
         key = jax.random.key(1000 + seed)
-        return sample_traced(model, rule, schedule, key, labels, start, context.mesh)[
+        return draw_samples_of(model, rule, schedule, key, labels, start, context.mesh)[
             :, 0
         ]
 
@@ -160,7 +160,7 @@ def draw_samples(
         )
         repaired.append(np.asarray(particles.resample(jax.random.key(60 + seed))[:, 0]))
         ess.append(np.asarray(particles.ess).min() / num_particles)
-    flow = sample_traced(
+    flow = draw_samples_of(
         tilted, gg.Unguided(), schedule, jax.random.key(0), labels, start
     )
     return {

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
@@ -20,20 +19,14 @@ from gmm_guidance._runtime.checks import (
     check_count,
     check_key,
 )
-from gmm_guidance._runtime.progress import Reporter, listening, report_step
-from gmm_guidance._runtime.pytree import Static, join, split
+from gmm_guidance._runtime.progress import Reporter, listening
+from gmm_guidance._runtime.pytree import split
 from gmm_guidance.blocks.evaluate import check_denoiser
 from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
-from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, check_rule
-from gmm_guidance.guidance.weak import TermState
-from gmm_guidance.sampling.guided_denoise import (
-    check_label,
-    num_blocks_of,
-    rule_outputs,
-)
+from gmm_guidance.sampling.guided_denoise import check_label, num_blocks_of
 from gmm_guidance.sampling.record import (
     Masks,
     Recordable,
@@ -41,12 +34,9 @@ from gmm_guidance.sampling.record import (
     Sampled,
     as_recordables,
 )
-from gmm_guidance.sampling.segments import (
-    find_loops,
-    plan_segments,
-    same_structure,
-)
-from gmm_guidance.sampling.solvers import Solver, Step, as_solver
+from gmm_guidance.sampling.run import Batch, Program, run_program
+from gmm_guidance.sampling.segments import find_loops, plan_segments
+from gmm_guidance.sampling.solvers import Solver, as_solver
 from gmm_guidance.sharding.batches import run_divided
 from gmm_guidance.sharding.mesh import as_mesh, divides_parameters
 from gmm_guidance.sharding.pinned import Pinned
@@ -229,23 +219,9 @@ def guided_sample(
     sigmas = jnp.asarray(levels, jnp.result_type(float))
     if mesh is not None:
         arrays, key, sigmas = replicate((arrays, key, sigmas), mesh)
-    program = _Program(
-        tuple(
-            _Loop(
-                tuple((s.start, s.stop - s.start, s.is_final) for s in loop.body),
-                loop.repeats,
-            )
-            for loop in loops
-        ),
-        static,
-        solver,
-        shape,
-        trajectory,
-        recorder,
-        progress,
-    )
-    run = functools.partial(_run, program, arrays, key, sigmas)
-    batch = _Batch(_as_indices(indices, num_samples, first_index), label, initial)
+    program = Program.of(loops, static, solver, shape, trajectory, recorder, progress)
+    run = functools.partial(run_program, program, arrays, key, sigmas)
+    batch = Batch(_as_indices(indices, num_samples, first_index), label, initial)
     size = min(batch_size or num_samples, num_samples)
     starts = range(0, num_samples, size)
     parts = []
@@ -296,245 +272,6 @@ def _showing(
         with listening(lambda step: task.move_to(done + step)):
             task.move_to(0, "compiling")
             yield count_part
-
-
-class _Loop(NamedTuple):
-    """A ``Loop`` without its rules.
-
-    Attributes:
-        parts: of each segment of the body, its first step, its number of steps, and
-            whether it is the final step of the run.
-        repeats: how often the body is run.
-    """
-
-    parts: tuple[tuple[int, int, bool], ...]
-    repeats: int
-
-
-class _Program(NamedTuple):
-    """What a run compiles to: everything static.
-
-    Attributes:
-        loops: the segments of each loop, and how often they follow each other.
-        static: the static part of the denoiser and of the rules of each segment.
-        solver: the solver.
-        sample_shape: shape of one sample.
-        trajectory: whether the state at each noise level is returned.
-        recorder: what is recorded besides, ``None`` for nothing.
-        progress: whether the program reports its steps.
-    """
-
-    loops: tuple[_Loop, ...]
-    static: Static
-    solver: Solver
-    sample_shape: tuple[int, ...]
-    trajectory: bool
-    recorder: Recorder | None
-    progress: bool
-
-
-class _Batch(NamedTuple):
-    """Samples of one call: global indices, labels and initial noise, ``[n, ...]``."""
-
-    indices: jax.Array
-    label: jax.Array | None
-    initial: jax.Array | None
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run(
-    program: _Program,
-    arrays: list[Any],
-    key: jax.Array,
-    sigmas: jax.Array,
-    batch: _Batch,
-) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
-    """Samples; by name what is kept of each along the run, ``[steps, n, ...]``.
-
-    And what is kept of all samples together, ``[steps, ...]``.
-    """
-    denoiser, loop_rules = join(arrays, program.static)
-    solver, recorder = program.solver, program.recorder
-    start_key, mask_key, churn_key = jax.random.split(key, 3)
-
-    def noise_of(noise_key):
-        return jax.vmap(
-            lambda i: jax.random.normal(
-                jax.random.fold_in(noise_key, i), program.sample_shape, sigmas.dtype
-            )
-        )(batch.indices)
-
-    def inputs_of(first, count, rules, is_final):
-        """What ``count`` steps of a segment need."""
-        steps = first + jnp.arange(count, dtype=jnp.uint32)
-        # All random masks of the segment at once, as data: the loop stays pure.
-        draws = _draw(
-            rules,
-            solver.num_evaluations(is_final),
-            lambda i, e: RandomDraws(
-                mask_key, i, e, num_blocks_of(denoiser), batch.indices
-            ),
-            steps,
-        )
-        return steps, sigmas[steps], sigmas[steps + 1], draws
-
-    def run_segment(run, inputs, rules, is_final):
-        def advance(run, inputs):
-            x, carry, state = run
-            i, sigma, sigma_next, draws = inputs
-            denoise = _GuidedDenoiser(denoiser, batch.label, rules, draws, recorder)
-            step = Step(
-                sigma,
-                sigma_next,
-                is_final,
-                num_steps=len(sigmas) - 1,
-                noise=lambda: noise_of(jax.random.fold_in(churn_key, i)),
-            )
-            kept: dict[str, jax.Array] = {}
-            if recorder is None:
-                x, carry, state = solver.step(denoise, x, step, carry, state)
-            else:  # solvers hand the record on, as they do the state of the rule
-                state = _Recorded(state, recorder.blank(x))
-                x, carry, state = solver.step(denoise, x, step, carry, state)
-                state, kept = state
-            if program.trajectory:
-                kept["trajectory"] = x
-            if program.progress:
-                done, _ = jax.lax.optimization_barrier((i + 1, x))
-                jax.debug.callback(report_step, done)
-            return (x, carry, state), kept
-
-        x, carry, state = run
-        state = _carry_over(state, _first_state(rules, x))
-        return jax.lax.scan(advance, (x, carry, state), inputs)
-
-    x = sigmas[0] * noise_of(start_key) if batch.initial is None else batch.initial
-    run: Any = (x, solver.init(x), ())
-    paths = []
-    for (parts, repeats), body_rules in zip(program.loops, loop_rules, strict=True):
-        body = list(zip(parts, body_rules, strict=True))
-        period = sum(count for _, count, _ in parts)
-
-        def run_body(run, inputs, body=body):
-            found = []
-            for ((_, _, is_final), rules), own in zip(body, inputs, strict=True):
-                run, path = run_segment(run, own, rules, is_final)
-                found.append(path)
-            return run, _concatenate(found)
-
-        def inputs_from(first, body=body):
-            return [
-                inputs_of(first + (start - body[0][0][0]), count, rules, is_final)
-                for (start, count, is_final), rules in body
-            ]
-
-        firsts = np.uint32(parts[0][0]) + period * np.arange(repeats, dtype=np.uint32)
-        states = [_first_state(rules, x) for rules in body_rules]
-        if repeats > 1 and all(same_structure(states[0], s) for s in states):
-            run = (*run[:2], _carry_over(run[2], states[0]))
-            inputs = jax.vmap(inputs_from)(firsts)
-            run, path = jax.lax.scan(run_body, run, inputs)
-            paths.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), path))
-        else:
-            for first in firsts:
-                run, path = run_body(run, inputs_from(first))
-                paths.append(path)
-    along = _concatenate(paths)
-    if program.trajectory:
-        along["trajectory"] = jnp.concatenate([x[None], along["trajectory"]])
-    names = recorder.shared_names if recorder else ()
-    return run[0], along, {name: along.pop(name) for name in names}
-
-
-def _concatenate(parts: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
-
-
-class _Recorded(NamedTuple):
-    """The state of a rule, and the record of the step."""
-
-    state: Any
-    record: dict[str, jax.Array]
-
-
-class _GuidedDenoiser(NamedTuple):
-    """The denoiser under the rules of one step: what a solver is given.
-
-    ``rules`` has one rule for each evaluation, or a single one for all of them; draws
-    of a single rule have a leading axis of evaluations.
-    """
-
-    denoiser: Any
-    label: Any
-    rules: tuple[GuidanceRule, ...]
-    draws: tuple[Any, ...]
-    recorder: Recorder | None
-
-    @property
-    def is_uniform(self) -> bool:
-        return len(self.rules) == 1
-
-    def __call__(self, x, sigma, state, evaluation):
-        which = 0 if self.is_uniform else evaluation
-        rule, draws = self.rules[which], self.draws[which]
-        if self.is_uniform:
-            draws = jax.tree.map(lambda a: a[evaluation], draws)
-        passes, outputs = rule_outputs(rule, self.denoiser, x, sigma, self.label, draws)
-        if self.recorder is None:
-            return rule.combine(outputs, x, sigma, state)
-        guided, inner = rule.combine(outputs, x, sigma, state.state)
-        found = self.recorder(x, self.label, passes, outputs, guided)
-        record = jax.tree.map(
-            lambda new, old: jnp.where(jnp.asarray(evaluation) == 0, new, old),
-            found,
-            state.record,
-        )
-        return guided, _Recorded(inner, record)
-
-
-def _draw(
-    rules: tuple[GuidanceRule, ...],
-    num_evaluations: int,
-    random: Callable[[jax.Array, jax.Array], RandomDraws],
-    steps: jax.Array,
-) -> tuple[Any, ...]:
-    """Each rule's draws over the steps of a segment (and its evaluations, if one)."""
-    evaluations = jnp.arange(num_evaluations, dtype=jnp.uint32)
-
-    def at_step(step):
-        if len(rules) == 1:
-            return (jax.vmap(lambda e: rules[0].draw(random(step, e)))(evaluations),)
-        return tuple(
-            rule.draw(random(step, e))
-            for rule, e in zip(rules, evaluations, strict=True)
-        )
-
-    return jax.vmap(at_step)(steps)
-
-
-def _first_state(rules: tuple[GuidanceRule, ...], x: jax.Array) -> Any:
-    """The state of the evaluations of a step: rules without state pass it on."""
-    states = [rule.init(x) for rule in rules]
-    kept = [state for state in states if jax.tree.leaves(state)]
-    if not all(same_structure(kept[0], state) for state in kept):
-        raise ValueError(
-            "the rules of the two evaluations of one step carry different states; "
-            "separate them by a StepWindow, which never divides a step."
-        )
-    return kept[0] if kept else states[0]
-
-
-def _carry_over(state: Any, fresh: Any) -> Any:
-    """A rule's state across segments: kept where the next rule has the same.
-
-    The state of a rule is kept as well where a held term is added to it or ends.
-    """
-    if same_structure(state, fresh):
-        return state
-    if isinstance(fresh, TermState):
-        base = state.base if isinstance(state, TermState) else state
-        return fresh._replace(base=_carry_over(base, fresh.base))
-    return _carry_over(state.base, fresh) if isinstance(state, TermState) else fresh
 
 
 def _sample_shape(denoiser, sample_shape, initial) -> tuple[int, ...]:

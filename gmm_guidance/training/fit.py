@@ -280,7 +280,11 @@ def fit(
     return run.kept
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(
+    jax.jit,
+    static_argnums=(0, 1),
+    compiler_options={"xla_backend_optimization_level": 0},  # it runs once
+)
 def _start(
     objective: Objective, config: FitConfig, key: jax.Array, given: Any
 ) -> _State:

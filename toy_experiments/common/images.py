@@ -22,7 +22,7 @@ from full_models import DiT, DiTConfig, as_stack
 from full_models.training import DiTTraining, train_dit
 from toy_experiments.common.records import Record
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.sweep import sample_traced
+from toy_experiments.common.sweep import draw_samples_of
 
 MEASURES = {
     "frechet": "Fréchet distance",
@@ -227,7 +227,7 @@ def measured_samples(
     The starting noise depends on key and index alone: sample ``i`` starts alike under
     every rule and with every network.
     """
-    images = sample_traced(
+    images = draw_samples_of(
         network,
         rule,
         schedule,

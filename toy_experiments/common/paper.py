@@ -23,7 +23,7 @@ from toy_experiments.common.mixtures import (
 from toy_experiments.common.networks import trained
 from toy_experiments.common.rules import exact_name, make_rule
 from toy_experiments.common.store import Arrays, Context, Store
-from toy_experiments.common.sweep import sample_traced
+from toy_experiments.common.sweep import draw_samples_of
 
 PAPER_MIXTURES: tuple[MixtureName, ...] = ("two_modes", "four_corners")
 REGIMES = ("under", "well")
@@ -379,7 +379,7 @@ def draw_samples(
         key = jax.random.fold_in(key, 1 + mask_seed)
     labels, start = balanced_start(mixture, schedule, num_samples, seed)
     line = mixture.dim == 1
-    states = sample_traced(
+    states = draw_samples_of(
         denoiser, rule, schedule, key, labels, start, context.mesh, solver, line
     )
     return {"states": states if line else states[None]}

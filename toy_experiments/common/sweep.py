@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 import gmm_guidance as gg
-from gmm_guidance._runtime.pytree import join, split
 from toy_experiments.common.experiment import Config
 from toy_experiments.common.mixtures import (
     MixtureName,
@@ -166,14 +165,14 @@ def rule_metrics(
     key = jax.random.key(1000 + seed)
     values = []
     for rule in rules:
-        samples = sample_traced(
+        samples = draw_samples_of(
             denoiser, rule, schedule, key, labels, start, context.mesh
         )
         values.append(measure(mixture, samples, labels))
     return {"metrics": np.array(values)}
 
 
-def sample_traced(
+def draw_samples_of(
     denoiser: Any,
     rule: gg.GuidanceRule,
     schedule: Any,
@@ -184,22 +183,10 @@ def sample_traced(
     solver: str = "dpmpp_2m",
     trajectory: bool = False,
 ) -> np.ndarray:
-    """Samples of given labels; one program for all numbers of a kind of rule.
+    """Samples of given labels, ``[n, d]``.
 
     With ``trajectory`` the states at all noise levels, ``[steps + 1, n, d]``.
-
-    Scales are traced, so that none is known to be off: that costs passes, but fewer
-    seconds than a compilation for each pattern of zeros.
     """
-    arrays, static = split((denoiser, rule))
-    kind = (static, schedule, mesh, solver, trajectory)
-    return np.asarray(_sample(kind, arrays, key, labels, start))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _sample(kind, arrays, key, labels, start) -> jax.Array:
-    static, schedule, mesh, solver, trajectory = kind
-    denoiser, rule = join(arrays, static)
     result = gg.guided_sample(
         key,
         denoiser,
@@ -212,7 +199,7 @@ def _sample(kind, arrays, key, labels, start) -> jax.Array:
         mesh=mesh,
         trajectory=trajectory,
     )
-    return result[1] if trajectory else result
+    return np.asarray(result[1] if trajectory else result)
 
 
 def measure(name: MixtureName, samples: np.ndarray, labels: np.ndarray) -> list[float]:
