@@ -187,6 +187,7 @@ def draw_samples_of(
 
     With ``trajectory`` the states at all noise levels, ``[steps + 1, n, d]``.
     """
+    options: Any = {"initial": start, "trajectory": trajectory}
     result = gg.guided_sample(
         key,
         denoiser,
@@ -195,9 +196,8 @@ def draw_samples_of(
         guidance=rule,
         schedule=schedule,
         solver=solver,
-        initial=start,
         mesh=mesh,
-        trajectory=trajectory,
+        **options,
     )
     return np.asarray(result[1] if trajectory else result)
 
