@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.errors import TraceContextError
 
+from gmm_guidance._runtime.hooks import name_of
 from gmm_guidance.blocks.perturbation import Perturbation, check_kind
 from gmm_guidance.blocks.shared_prefix import (
     WeakRows,
@@ -129,9 +130,7 @@ def check_output(model: Any, output: Any, x: jax.Array) -> jax.Array:
         TypeError: for anything but an array of floats.
         ValueError: for another shape.
     """
-    name = type(model).__name__
-    if name == "function":
-        name = getattr(model, "__name__", name)
+    name = name_of(model)
     if not hasattr(output, "shape") or not hasattr(output, "dtype"):
         raise TypeError(
             f"a denoiser must return one array of the shape of x, {x.shape}, but "

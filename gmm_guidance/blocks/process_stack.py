@@ -12,9 +12,10 @@ from jax.typing import ArrayLike
 from typing_extensions import override
 
 from gmm_guidance._runtime.checks import as_concrete, as_floats
+from gmm_guidance._runtime.hooks import name_of
 from gmm_guidance._runtime.pytree import one_line_repr
 from gmm_guidance.blocks.shared_prefix import run_blocks, run_full
-from gmm_guidance.blocks.stack import run_block, run_segment_block
+from gmm_guidance.blocks.stack import run_block, run_embed, run_segment_block
 from gmm_guidance.diffusion.parameterization import (
     Prediction,
     check_prediction,
@@ -100,7 +101,7 @@ class ProcessStack(WrappedStack):
 
     def embed(self, x: jax.Array, sigma: ArrayLike, label: Any) -> tuple[Any, Any]:
         """The network's state and context, of samples ``[n, ...]`` at sigma."""
-        return self.backbone.embed(*self._input(x, sigma), label)
+        return run_embed(self.backbone, *self._input(x, sigma), label)
 
     def block(self, index: ArrayLike, hidden: Any, context: Any) -> Any:
         """The state after block ``index``, counted through all segments."""
@@ -174,7 +175,14 @@ class ProcessStack(WrappedStack):
         self, prediction: jax.Array, x: jax.Array, sigma: ArrayLike
     ) -> jax.Array:
         channels = x.shape[-1]
-        has_variance = prediction.shape == (*x.shape[:-1], 2 * channels)
+        has_variance = jnp.shape(prediction) == (*x.shape[:-1], 2 * channels)
+        if not has_variance and jnp.shape(prediction) != x.shape:
+            hook = ".readout" if hasattr(self.backbone, "num_blocks") else ""
+            raise ValueError(
+                f"{name_of(self.backbone)}{hook} must return a prediction of the shape "
+                f"of x_t, {x.shape}, or with twice its channels, got "
+                f"{jnp.shape(prediction)}."
+            )
         if self.return_variance and not has_variance:
             raise ValueError(
                 f"return_variance needs a network with a learned variance, which "

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from gmm_guidance._runtime.hooks import shapes_of
+
 
 class BlockStack(Protocol):
     """A denoiser made of a sequence of residual blocks, any of which can be dropped.
@@ -96,6 +98,18 @@ def is_block_stack(model: Any) -> bool:
     return all(hasattr(model, name) for name in MEMBERS)
 
 
+def check_members(model: Any) -> None:
+    """Raise ``TypeError`` if a model has some members of a ``BlockStack``, not all."""
+    missing = [name for name in MEMBERS if not hasattr(model, name)]
+    if missing and len(missing) < len(MEMBERS):
+        raise TypeError(
+            f"this guidance rule drops blocks, but {type(model).__name__} is no "
+            f"BlockStack, since it has no {' and no '.join(missing)}. Define what is "
+            f"missing; a Backbone becomes one by ProcessStack(network, process, "
+            f"prediction)."
+        )
+
+
 def segments_of(model: Any) -> tuple[int, ...]:
     """Numbers of equal blocks in a row: ``(num_blocks,)`` if the model names none.
 
@@ -156,7 +170,7 @@ def run_segment_block(
         hook = "block"
         first = sum(segments_of(model)[:segment])
         new = model.block(index + first if first else index, hidden, context)
-    got, wanted = (jax.tree.map(_array_type, state) for state in (new, hidden))
+    got, wanted = shapes_of(new), shapes_of(hidden)
     if got != wanted:
         raise TypeError(
             f"{type(model).__name__}.{hook} must return the state in the structure, "
@@ -208,11 +222,6 @@ def run_readout(
             f"of x, {x.shape}, got {jnp.shape(value)}."
         )
     return value
-
-
-def _array_type(array: Any) -> str:
-    dtype = getattr(array, "dtype", type(array).__name__)
-    return f"{dtype}{list(jnp.shape(array))}"
 
 
 def run_block(model: Any, index: ArrayLike, hidden: Any, context: Any) -> Any:

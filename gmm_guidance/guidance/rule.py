@@ -17,8 +17,9 @@ import numpy as np
 from typing_extensions import override
 
 from gmm_guidance._runtime.checks import shown
+from gmm_guidance._runtime.hooks import shapes_of
 from gmm_guidance.blocks.evaluate import Pass
-from gmm_guidance.diffusion.denoiser import Guided
+from gmm_guidance.diffusion.denoiser import Guided, Renoised
 from gmm_guidance.guidance.draws import RandomDraws, UndrawnDraws
 from gmm_guidance.guidance.scale import Scale, check_scale, known_scale_at, scale_at
 from gmm_guidance.guidance.windows import Position
@@ -197,7 +198,7 @@ class RuleWrapper(GuidanceRule):
 
     @override
     def combine(self, outputs, x, sigma, state):
-        return self.rule.combine(outputs, x, sigma, state)
+        return run_combine(self.rule, outputs, x, sigma, state)
 
 
 @guidance_rule
@@ -231,6 +232,73 @@ def passes_in(tree: Any) -> list[Pass]:
     return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Pass))
 
 
+def run_at(rule: GuidanceRule, position: Position) -> GuidanceRule:
+    """The rule as it acts at a position.
+
+    Raises:
+        TypeError: if ``at`` returns anything else than a rule.
+    """
+    found = rule.at(position)
+    if not isinstance(found, GuidanceRule):
+        raise TypeError(
+            f"{type(rule).__name__}.at must return a guidance rule, got "
+            f"{shown(found)}. Return self where the rule acts, Unguided() where not."
+        )
+    return found
+
+
+def run_passes(rule: GuidanceRule, label: Any, draws: Any) -> Any:
+    """The passes of a rule.
+
+    Raises:
+        TypeError: if ``passes`` returns anything else than a tree of passes.
+    """
+    tree = rule.passes(label, draws)
+    for leaf in [tree] if tree is None else passes_in(tree):
+        if not isinstance(leaf, Pass):
+            raise TypeError(
+                f"{type(rule).__name__}.passes must return a tree of Pass objects, "
+                f"such as (Pass(None), Pass(label)), got {shown(leaf)} in it. Return "
+                f"() for none."
+            )
+    return tree
+
+
+def run_combine(
+    rule: GuidanceRule, outputs: Any, x: jax.Array, sigma: jax.Array, state: Any
+) -> tuple[Guided, Any]:
+    """The guided value and the next state of a rule.
+
+    Raises:
+        TypeError: if ``combine`` does not return the two, or another kind of state.
+        ValueError: if the value has not the shape of the samples.
+    """
+    hook = f"{type(rule).__name__}.combine"
+    result = rule.combine(outputs, x, sigma, state)
+    pair = isinstance(result, tuple) and not isinstance(result, Renoised)
+    if not pair or len(result) != 2:
+        raise TypeError(
+            f"{hook} must return the tuple (guided value, state), got "
+            f"{shapes_of(result)}. Return (value, state); a rule without state returns "
+            f"the state that it was given."
+        )
+    guided, new = result
+    shapes = (x.shape, (*x.shape[:-1], 2 * x.shape[-1]))
+    for value in guided if isinstance(guided, Renoised) else (guided,):
+        if jnp.shape(value) not in shapes:
+            raise ValueError(
+                f"{hook} must return a guided value of the shape of x, {x.shape}, got "
+                f"{shapes_of(value)}. Keep the axes of sums, keepdims=True."
+            )
+    before, after = shapes_of(state), shapes_of(new)
+    if before != after:
+        raise TypeError(
+            f"{hook} must return a state like the one that it was given, {before}, got "
+            f"{after}. Return the new state in the shapes and types of init(x)."
+        )
+    return guided, new
+
+
 def expected_passes(
     rule: GuidanceRule, num_blocks: int | None, label: Any
 ) -> list[Pass]:
@@ -250,7 +318,7 @@ def expected_passes(
         zero, index = jnp.uint32(0), jnp.zeros(1, jnp.uint32)
         return rule.draw(UndrawnDraws(key, zero, zero, num_blocks, index))
 
-    return passes_in(rule.passes(label, jax.eval_shape(draw, jax.random.key(0))))
+    return passes_in(run_passes(rule, label, jax.eval_shape(draw, jax.random.key(0))))
 
 
 def runs_network(rule: GuidanceRule) -> bool:

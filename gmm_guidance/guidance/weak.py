@@ -34,6 +34,7 @@ from gmm_guidance.guidance.rule import (
     UpdateRule,
     guidance_rule,
     passes_in,
+    run_combine,
     runs_network,
     static_field,
 )
@@ -226,7 +227,7 @@ class Held(RuleWrapper):
     @override
     def combine(self, outputs, x, sigma, state):
         term = self.rule
-        guided, base = term.rule.combine(outputs["base"], x, sigma, state.base)
+        guided, base = run_combine(term.rule, outputs["base"], x, sigma, state.base)
         guided = term.add(sigma * state.held, guided, outputs, sigma)
         return guided, TermState(base, state.held)
 

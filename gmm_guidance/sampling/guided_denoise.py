@@ -10,16 +10,20 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from gmm_guidance._runtime.checks import as_labels, as_samples, as_sigma, check_key
+from gmm_guidance._runtime.hooks import explaining_branches
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.blocks.evaluate import check_denoiser, evaluate_passes
-from gmm_guidance.blocks.stack import is_block_stack
+from gmm_guidance.blocks.stack import MEMBERS, check_members, is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser, Renoised
 from gmm_guidance.guidance.draws import RandomDraws
 from gmm_guidance.guidance.rule import (
     GuidanceRule,
     check_rule,
+    expected_passes,
     full_precision,
     needs_label,
+    run_combine,
+    run_passes,
 )
 
 
@@ -58,7 +62,9 @@ def guided_denoise(
     x, sigma, label, key = point_arguments(denoiser, x, sigma, label, key)
     check_label(label, denoiser, (guidance,), guidance)
     arrays, static = split((denoiser, guidance))
-    return _guided(static, arrays, x, sigma, label, key)
+    check_blocks(denoiser, (guidance,))
+    with explaining_branches():
+        return _guided(static, arrays, x, sigma, label, key)
 
 
 def guided_score(
@@ -125,7 +131,7 @@ def guided_at(
         RandomDraws(key, step, jnp.uint32(0), num_blocks_of(denoiser), index)
     )
     _, outputs = rule_outputs(rule, denoiser, x, sigma, label, draws)
-    guided, _ = rule.combine(outputs, x, sigma, rule.init(x))
+    guided, _ = run_combine(rule, outputs, x, sigma, rule.init(x))
     return guided.denoised if isinstance(guided, Renoised) else guided
 
 
@@ -138,13 +144,26 @@ def rule_outputs(
     draws: Any,
 ) -> tuple[Any, Any]:
     """The passes of a rule, and the same tree with their denoised samples."""
-    passes = rule.passes(label, draws)
+    passes = run_passes(rule, label, draws)
     return passes, full_precision(evaluate_passes(denoiser, x, sigma, passes), x)
 
 
 def num_blocks_of(denoiser: Any) -> int | None:
     """Depth of a stack of blocks, ``None`` for any other denoiser."""
     return denoiser.num_blocks if is_block_stack(denoiser) else None
+
+
+def check_blocks(denoiser: Any, rules: tuple[GuidanceRule, ...]) -> None:
+    """Raise ``TypeError`` if rules drop blocks of a stack that lacks a member."""
+    if num_blocks_of(denoiser) is not None or not any(
+        hasattr(denoiser, name) for name in MEMBERS
+    ):
+        return
+    for rule in rules:
+        try:
+            expected_passes(rule, None, object())
+        except TypeError:
+            check_members(denoiser)
 
 
 def check_label(

@@ -19,12 +19,12 @@ import numpy as np
 from gmm_guidance._runtime.progress import report_step
 from gmm_guidance._runtime.pytree import Static, join, split
 from gmm_guidance.guidance.draws import RandomDraws
-from gmm_guidance.guidance.rule import GuidanceRule
+from gmm_guidance.guidance.rule import GuidanceRule, run_combine
 from gmm_guidance.guidance.weak import TermState
 from gmm_guidance.sampling.guided_denoise import num_blocks_of, rule_outputs
 from gmm_guidance.sampling.record import Recorder
 from gmm_guidance.sampling.segments import Loop, same_structure
-from gmm_guidance.sampling.solvers import Solver, Step
+from gmm_guidance.sampling.solvers import Solver, Step, run_step
 
 
 class _Loop(NamedTuple):
@@ -313,10 +313,10 @@ def _step(
     denoise = _GuidedDenoiser(denoiser, batch.label, rules, draws, recorder)
     kept: dict[str, jax.Array] = {}
     if recorder is None:
-        run = solver.step(denoise, x, step, carry, state)
+        run = run_step(solver, denoise, x, step, carry, state)
     else:  # solvers hand the record on, as they do the state of the rule
         state = _Recorded(state, recorder.blank(x))
-        x, carry, (state, kept) = solver.step(denoise, x, step, carry, state)
+        x, carry, (state, kept) = run_step(solver, denoise, x, step, carry, state)
         run = x, carry, state
     if kind.progress:
         done, _ = jax.lax.optimization_barrier((i + 1, run[0]))
@@ -364,8 +364,8 @@ class _GuidedDenoiser(NamedTuple):
             draws = jax.tree.map(lambda a: a[evaluation], draws)
         passes, outputs = rule_outputs(rule, self.denoiser, x, sigma, self.label, draws)
         if self.recorder is None:
-            return rule.combine(outputs, x, sigma, state)
-        guided, inner = rule.combine(outputs, x, sigma, state.state)
+            return run_combine(rule, outputs, x, sigma, state)
+        guided, inner = run_combine(rule, outputs, x, sigma, state.state)
         found = self.recorder(x, self.label, passes, outputs, guided)
         record = jax.tree.map(
             lambda new, old: jnp.where(jnp.asarray(evaluation) == 0, new, old),

@@ -19,6 +19,7 @@ from gmm_guidance._runtime.checks import (
     check_count,
     check_key,
 )
+from gmm_guidance._runtime.hooks import explaining_branches
 from gmm_guidance._runtime.progress import Reporter, listening
 from gmm_guidance._runtime.pytree import split
 from gmm_guidance.blocks.evaluate import check_denoiser
@@ -26,7 +27,11 @@ from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
 from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, check_rule
-from gmm_guidance.sampling.guided_denoise import check_label, num_blocks_of
+from gmm_guidance.sampling.guided_denoise import (
+    check_blocks,
+    check_label,
+    num_blocks_of,
+)
 from gmm_guidance.sampling.record import (
     Masks,
     Recordable,
@@ -205,6 +210,7 @@ def guided_sample(
     segments = plan_segments(guidance, schedule, solver)
     acting = sum((s.rules for s in segments), ())
     check_label(label, denoiser, acting, guidance)
+    check_blocks(denoiser, acting)
     recorder = None
     if record is not None:
         names = as_recordables(record)
@@ -225,7 +231,8 @@ def guided_sample(
     size = min(batch_size or num_samples, num_samples)
     starts = range(0, num_samples, size)
     parts = []
-    with _showing(progress, (arrays, batch, key), len(levels) - 1, len(starts)) as show:
+    showing = _showing(progress, (arrays, batch, key), len(levels) - 1, len(starts))
+    with showing as show, explaining_branches():
         for start in starts:
             part = batch
             if size < num_samples:

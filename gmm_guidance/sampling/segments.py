@@ -15,7 +15,7 @@ import jax
 
 from gmm_guidance._runtime.pytree import node_types
 from gmm_guidance.diffusion.schedule import Schedule, levels_of
-from gmm_guidance.guidance.rule import GuidanceRule
+from gmm_guidance.guidance.rule import GuidanceRule, run_at
 from gmm_guidance.guidance.windows import Position
 from gmm_guidance.sampling.solvers import Solver
 
@@ -61,13 +61,14 @@ def plan_segments(
     for step in range(num_steps):
         is_final = step == num_steps - 1
         rules = tuple(
-            guidance.at(
+            run_at(
+                guidance,
                 dataclasses.replace(
                     start,
                     fraction=step / num_steps,
                     sigma=float(sigmas[step + evaluation]),
                     step=step,
-                )
+                ),
             )
             for evaluation in range(solver.num_evaluations(is_final))
         )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from typing_extensions import override
 
 from gmm_guidance._runtime.checks import shown
+from gmm_guidance._runtime.hooks import shapes_of
 from gmm_guidance.diffusion.denoiser import Guided, Renoised
 
 
@@ -88,6 +89,33 @@ class Solver(Protocol):
             Samples at ``step.sigma_next``, the new carry, and the denoiser's state.
         """
         ...
+
+
+def run_step(
+    solver: Solver, denoise: Denoise, x: jax.Array, step: Step, carry: Any, state: Any
+) -> tuple[jax.Array, Any, Any]:
+    """A step of a solver.
+
+    Raises:
+        TypeError: if ``step`` does not return samples, carry and state like those that
+            it was given.
+    """
+    hook = f"{type(solver).__name__}.step"
+    result = solver.step(denoise, x, step, carry, state)
+    if not isinstance(result, tuple) or len(result) != 3:
+        raise TypeError(
+            f"{hook} must return the tuple (samples, carry, state), got "
+            f"{shapes_of(result)}. Return the state that denoise returned last."
+        )
+    for name, before, after in zip(
+        ("samples", "carry", "state"), (x, carry, state), result, strict=True
+    ):
+        if shapes_of(before) != shapes_of(after):
+            raise TypeError(
+                f"{hook} must return the {name} in the structure, shapes and types in "
+                f"which they were given, {shapes_of(before)}, got {shapes_of(after)}."
+            )
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from gmm_guidance._runtime.checks import check_real
-from gmm_guidance.blocks.evaluate import check_output
+from gmm_guidance._runtime.checks import as_labels, as_samples, check_key, check_real
+from gmm_guidance.blocks.evaluate import check_denoiser, check_output
 from gmm_guidance.blocks.process_stack import WrappedStack
 from gmm_guidance.diffusion.denoiser import Denoiser
 
@@ -54,9 +54,15 @@ def denoising_loss(
         The loss, a scalar.
 
     Raises:
-        ValueError: for values out of range, or labels to drop of a denoiser without
-            ``num_labels``; and if the output has not the shape of the samples.
+        ValueError: for values out of range, labels to drop of a denoiser without
+            ``num_labels``, or an output that has not the shape of the samples.
+        TypeError: for arguments of another kind.
     """
+    check_key(key)
+    check_denoiser(denoiser)
+    samples = as_samples(samples, getattr(denoiser, "sample_shape", None), "samples")
+    num_labels = getattr(denoiser, "num_labels", None)
+    label = as_labels(label, samples.shape[:1], num_labels)
     for name, value in (("data_scale", data_scale), ("log_sigma_std", log_sigma_std)):
         if not isinstance(value, jax.core.Tracer) and not check_real(name, value) > 0:
             raise ValueError(f"{name} must be > 0, got {value}.")

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gmm_guidance._runtime.checks import check_key
+from gmm_guidance._runtime.checks import as_labels, check_finite, check_key
 from gmm_guidance._runtime.pytree import Static, join, split
+from gmm_guidance.blocks.evaluate import check_denoiser
 from gmm_guidance.mixture.draw import sample_batch
 from gmm_guidance.mixture.gaussian_mixture import GaussianMixture
 from gmm_guidance.sharding.batches import shard_batch
@@ -67,10 +68,13 @@ def train(
 
     Raises:
         Interrupted: on SIGINT and SIGTERM, once the current steps are done.
-        ValueError: for a model without floating-point arrays, data without samples or
-            of unequal lengths, or a checkpoint of another run.
+        ValueError: for a model without floating-point arrays, data without samples, of
+            unequal lengths or not finite, or a checkpoint of another run.
+        TypeError: for the default loss of a model that is not callable.
     """
     check_key(key)
+    if loss is None:
+        check_denoiser(model)
     mesh = None if mesh is None else as_mesh(mesh)
     batch_mesh, place = on_mesh(mesh, 1, config.batch_size)
     arrays, static = split(model)
@@ -152,6 +156,8 @@ def _default_loss(data: Any, config: FitConfig) -> Loss:
     else:
         samples = np.asarray(data[0], np.float64)
         scale, labeled = float(np.sqrt(samples.var(0).mean())), len(data) > 1
+        if labeled:
+            as_labels(data[1], samples.shape[:1], None, name="labels")
         if not scale > 0:
             raise ValueError("samples must differ, but all are the same.")
     dropout = config.label_dropout if labeled else 0.0
@@ -163,14 +169,15 @@ def _as_arrays(data: Any) -> tuple[jax.Array, ...]:
     lengths = [a.shape[0] if a.ndim else 0 for a in arrays]
     if not arrays or 0 in lengths or len(set(lengths)) > 1:
         raise ValueError(
-            f"data must be a mixture, or arrays [n, ...] of equal length of at least "
-            f"1, got shapes {[a.shape for a in arrays]}."
+            f"data must be a mixture, or arrays [n, ...], n at least 1; samples and "
+            f"labels must be equally many, got shapes {[a.shape for a in arrays]}."
         )
     if not _is_float(arrays[0]):
         raise ValueError(
             f"samples must be floating-point numbers, got {arrays[0].dtype}; scale "
             f"pixels to -1..1 by x / 127.5 - 1."
         )
+    check_finite(np.asarray(arrays[0]), "samples", "Leave them out or mend them.")
     return arrays
 
 

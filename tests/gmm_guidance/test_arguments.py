@@ -119,7 +119,7 @@ GOOD = {
 #: Good values of one entry.
 GOOD_OF = {
     "expected_cost": {"model": 4},
-    "weak_pass_effect": {"guidance": gg.AutoGuidance(2.0, DENOISER)},
+    "weak_pass_effect": {"guidance": gg.AutoGuidance(DENOISER, 2.0)},
 }
 
 #: Where an entry accepts what others refuse.
