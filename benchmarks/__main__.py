@@ -33,7 +33,9 @@ MEASUREMENTS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "diffusers": [("diffusers_dit", "diffusers_dit", {})],
     "selection": [("block_selection", "block_selection", {})],
     "tree": [("tree_figure", "tree_figure", {"out": _RESULTS / "tree_figure.png"})],
-    "first-run": [("first_run", "first_run", {})],
+    "first-run": [("first_run", "first_run", {"commands": ("run paper",)})],
+    "first-run-quick": [("first_run", "first_run", {"commands": ("run all --quick",)})],
+    "first-run-all": [("first_run", "first_run", {"commands": ("run all",)})],
     "weak-scaling": [("weak_scaling", "weak_scaling", {})],
     "growth": [("growth", "growth", {"out": _RESULTS / "growth-{name}.png"})],
     # For an accelerator; a CPU would take hours.

@@ -7,6 +7,7 @@ only where the load is low, which the results file records.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ COMMANDS = {
     "run all --quick": ("run", "all", "--quick"),
     "run all": ("run", "all"),
 }
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
 _CHILD = """
 import json, resource, sys, time
 import jax
@@ -52,7 +54,13 @@ def first_run(commands: tuple[str, ...] = tuple(COMMANDS)) -> dict[str, Any]:
             record = f"{folder}/record.json"
             options = ["--out", f"{folder}/results", "--no-compile-cache"]
             arguments = [record, *COMMANDS[title], *options]
-            subprocess.run([sys.executable, "-c", _CHILD, *arguments], check=True)
+            subprocess.run(
+                [sys.executable, "-c", _CHILD, *arguments],
+                check=True,
+                env={
+                    k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k
+                },
+            )
             with open(record) as file:
                 results[f"toy-experiments {title}"] = json.load(file)
     return results

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import gmm_guidance as gg
-from gmm_guidance._runtime.figure_style import COLORS, PAGE_WIDTH, TRUTH, figure_style
+from gmm_guidance._runtime.figure_style import COLORS, PAGE_WIDTH, figure_style
 
 
 def tree_figure(out: Path, train_steps: int = 512) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def tree_figure(out: Path, train_steps: int = 512) -> dict[str, Any]:
     with figure_style():
         figure, axes = plt.subplots(2, 4, figsize=(PAGE_WIDTH, 3.7))
         clouds = (
-            ("exact denoiser", truth, TRUTH),
+            ("exact denoiser", truth, "#606060"),
             ("exact CFG, scale 4", exact_cfg, COLORS["cfg"]),
             ("network", plain, COLORS["unguided"]),
             ("network, CFG", guided, COLORS["cfg"]),
         )
         for ax, (title, points, color) in zip(axes[0], clouds, strict=True):
             x = np.asarray(points)
-            ax.plot(*x.T, ",", color=color, alpha=0.6, rasterized=True)
+            ax.plot(*x.T, ".", color=color, ms=0.7, mew=0, alpha=0.6, rasterized=True)
             ax.set_title(title)
         extent = (axis[0], axis[-1], axis[0], axis[-1])
         for ax, title, field in (

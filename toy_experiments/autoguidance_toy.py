@@ -297,7 +297,8 @@ def _draw_paths(data: Arrays) -> Figure:
 
 def _frame(ax: Axes, data: Arrays, title: str, color: str) -> None:
     truth = data["truth"]
-    ax.plot(*truth.T, ".", color=TRUTH, ms=2.2, alpha=0.9, mew=0, rasterized=True)
+    # Dark and large enough to show around and beneath the samples.
+    ax.plot(*truth.T, ".", color="#808080", ms=3.2, mew=0, rasterized=True)
     ax.set_title(title, color=color if color != TRUTH else "black")
     low, high = np.quantile(truth, [0.0, 1.0])
     margin = 0.08 * (high - low)

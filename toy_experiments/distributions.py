@@ -45,6 +45,7 @@ from toy_experiments.common.rules import (
     METHODS,
     RULE_COLORS,
     RULE_TITLES,
+    exact_name,
 )
 from toy_experiments.common.store import Arrays, Store
 from toy_experiments.common.style import PAGE_WIDTH, TRUTH
@@ -59,31 +60,44 @@ def compute(config: PaperConfig, store: Store) -> tuple[Tables, Arrays]:
     """Samples and metrics of each rule, denoiser and mixture."""
     tables: Tables = {"samples": [], "paper_like": [], "floor": []}
     data: Arrays = {"bins": _BINS}
-    for name in PAPER_MIXTURES:
-        setting = config.setting(store, name, paper_like=True)
-        labels = balanced_labels(setting.mixture, setting.num_samples)
+    settings = dict(
+        zip(
+            PAPER_MIXTURES,
+            config.settings(store, *PAPER_MIXTURES, paper_like=True),
+            strict=True,
+        )
+    )
+    panels = _panels(config)
+
+    def sample_and_measure(name, panel, seed):
+        samples = _sample(store, settings[name], panel, seed)
+        labels = balanced_labels(settings[name].mixture, len(samples))
+        return samples, gg.metrics.summarize(samples, labels, settings[name].mixture)
+
+    items = [
+        (name, panel, seed)
+        for panel in panels
+        for name, setting in settings.items()
+        # On a line, where noise is quantiles, the exact denoiser needs no seeds.
+        for seed in range(
+            1 if panel.network == "exact" and setting.mixture.dim == 1 else config.seeds
+        )
+    ]
+    measured = store.map(
+        "distributions",
+        sample_and_measure,
+        items,
+        program=lambda item: (item[0], item[1].program),
+        show=lambda name, panel, seed: f"{name}, {panel.key}, seed {seed}",
+    )
+    for name, setting in settings.items():
+        labels = balanced_labels(setting.mixture, config.num_samples)
         floor = gg.metrics.truth_floor(jax.random.key(7), setting.mixture, labels)
         tables["floor"].append({"mixture": name, **floor})
-        panels = _panels(config)
-        items = [
-            (panel, seed)
-            for panel in panels
-            # On a line, where noise is quantiles, the exact denoiser needs no seeds.
-            for seed in range(
-                1
-                if panel.network == "exact" and setting.mixture.dim == 1
-                else config.seeds
-            )
-        ]
-        found = store.map(
-            f"distributions, {name}",
-            lambda panel, seed, setting=setting: _sample(store, setting, panel, seed),
-            items,
-            program=lambda item: item[0].program,
-        )
         for panel in panels:
-            samples = [found[item] for item in items if item[0] == panel]
-            numbers = _measure(setting, samples, exact=panel.network == "exact")
+            found = [measured[item] for item in items if item[:2] == (name, panel)]
+            samples = [one for one, _ in found]
+            numbers = _over_seeds([values for _, values in found])
             place: Record = {"mixture": name, "network": panel.network}
             place |= {"steps": panel.steps}
             place["rule"] = panel.method
@@ -132,10 +146,9 @@ class _Panel(NamedTuple):
     @property
     def program(self) -> Any:
         """What tells its compiled program from others."""
-        kind = self.method.replace("unguided", "cfg").removesuffix("_strong")
-        if self.network == "exact":
-            kind = "exact"
-        return self.scale is None, kind
+        is_exact = self.network == "exact"
+        kind = exact_name(self.method) if is_exact else self.method
+        return is_exact, self.scale is None, kind.removesuffix("_strong")
 
 
 def _panels(config: PaperConfig) -> list[_Panel]:
@@ -165,11 +178,9 @@ def _sample(store: Store, setting: Setting, panel: _Panel, seed: int) -> np.ndar
     return setting.samples(store, panel.network, rule, seed, steps=panel.steps)
 
 
-def _measure(setting: Setting, samples: list[np.ndarray], exact: bool) -> Record:
+def _over_seeds(values: list[dict[str, float]]) -> Record:
     """Metrics over seeds; of the exact denoiser on a line without noise."""
-    labels = balanced_labels(setting.mixture, len(samples[0]))
-    values = [gg.metrics.summarize(s, labels, setting.mixture) for s in samples]
-    if exact and len(values) == 1:
+    if len(values) == 1:
         # The energy distance is against random samples; its noise is not the rule's.
         values[0].pop("energy_distance")
         return {k: exact_value(v) for k, v in values[0].items()}
@@ -181,11 +192,74 @@ def _density(samples: np.ndarray) -> np.ndarray:
 
 
 def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
-    """One figure for each mixture."""
-    return {
+    """One figure for each mixture, and an overview of one corner."""
+    figures = {
         f"figure_{dim}d": _draw(dim, name, metrics, data)
         for dim, name in enumerate(PAPER_MIXTURES, start=1)
     }
+    return {"overview": _draw_overview(metrics, data)} | figures
+
+
+def _draw_overview(metrics: Metrics, data: Arrays) -> Figure:
+    """Corner (4, 4): CFG with exact scores, and what S² changes in two networks."""
+    own, paper_like = metrics["config"]["guidance"], metrics["config"]["paper_like"]
+    well = metrics["config"]["networks"]["well_steps"]
+    steps = max(paper_like["steps"])
+    panels: list[tuple[str, Record, tuple[str, ...]]] = [
+        (
+            "exact scores",
+            {"network": "exact", "steps": None},
+            ("unguided", "cfg"),
+        ),
+        (
+            f"pre-normalized blocks,\nEDM prediction, {well:,} steps",
+            {"network": "well", "steps": well},
+            ("cfg", "s2_strong"),
+        ),
+        (
+            f"plain blocks,\nnoise prediction, {steps:,} steps",
+            {"network": "paper_like", "steps": steps, "scale": paper_like["cfg_scale"]},
+            ("cfg", "s2_strong"),
+        ),
+    ]
+    figure, axes = plt.subplots(
+        1, 3, figsize=(PAGE_WIDTH, 3.1), sharex=True, sharey=True
+    )
+    for ax, (title, place, rules) in zip(axes, panels, strict=True):
+        for radius, alpha in ((2, 0.35), (1, 0.5)):
+            ax.add_patch(Circle((4, 4), radius, color=TRUTH, alpha=alpha, lw=0))
+        notes = []
+        for rule in rules:
+            key = f"four_corners/{place['network']}/{place['steps']}/{rule}"
+            labels = np.arange(len(data[key])) % 4
+            points, color = data[key][labels == 3], RULE_COLORS[rule]
+            ax.plot(*points.T, ".", color=color, ms=2, alpha=0.45, rasterized=True)
+            center, spread = points.mean(axis=0), points.std(axis=0).mean()
+            circle = Circle(center, spread, fill=False, color=color, lw=1.4)
+            ax.add_patch(circle)
+            ax.plot(*center, "+", color=color, ms=7, mew=1.4)
+            table = "paper_like" if "scale" in place else "samples"
+            record = single(metrics, table, mixture="four_corners", rule=rule, **place)
+            shown = RULE_TITLES | {"s2_strong": "S²"}
+            notes.append(
+                f"{shown[rule]}: shift {plus_minus(record['mode_shift'], 2)}, "
+                f"width × {plus_minus(record['mode_width_ratio'], 2)}"
+            )
+            ax.plot([], [], ".", color=color, label=shown[rule])
+        ax.set_title(title, fontsize=7.5)
+        ax.set_xlabel("\n".join(notes), fontsize=6.2)
+        ax.legend(loc="upper left", frameon=False, handletextpad=0.1)
+        ax.set(xlim=(0.5, 9.5), ylim=(0.5, 9.5), aspect="equal")
+        ax.set(xticks=[2, 4, 6, 8], yticks=[2, 4, 6, 8])
+    figure.supxlabel(
+        "one of four classes; gray: the truth to 1 and 2 standard deviations; circles: "
+        "mean and standard deviation of the samples of the first seed;\nscale of CFG "
+        f"{own['cfg_scale']:g}, {own['cfg_scale']:g} and {paper_like['cfg_scale']:g}; "
+        f"ω = {own['strong_s2_scale']:g}; numbers: all classes, ± standard error over "
+        f"{metrics['seeds']} training seeds",
+        fontsize=6.2,
+    )
+    return figure
 
 
 def _draw(dim: int, name: str, metrics: Metrics, data: Arrays) -> Figure:
@@ -225,7 +299,8 @@ def _draw(dim: int, name: str, metrics: Metrics, data: Arrays) -> Figure:
     field, title = _DISTANCES[name]
     floor = single(metrics, "floor", mixture=name)[field]["mean"]
     figure.supxlabel(
-        f"gray: the truth p(x | label); {title} of as many true samples: {floor:.3f}; "
+        f"gray: the truth p(x | label); {title} of as many independent "
+        f"true samples: {floor:.3f}; "
         f"shift outwards in mode standard deviations;\n"
         f"± standard error over {metrics['seeds']} training seeds; ω = "
         f"{config['guidance']['s2_scale']:g} where none is given",
@@ -236,8 +311,8 @@ def _draw(dim: int, name: str, metrics: Metrics, data: Arrays) -> Figure:
 
 def _row_title(config: Record, network: str, steps: int | None) -> str:
     scale = config["paper_like" if network == "paper_like" else "guidance"]["cfg_scale"]
-    length = f", {steps:,} steps" if steps else ""
-    return f"{NETWORK_TITLES[network]}{length}\nλ = {scale:g}"
+    length = f"{steps:,} steps, " if steps else ""
+    return f"{NETWORK_TITLES[network]}\n{length}λ = {scale:g}"
 
 
 def _draw_line(ax: Axes, std: float, bins: Any, panel: np.ndarray, color: str) -> None:

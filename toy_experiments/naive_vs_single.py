@@ -53,7 +53,6 @@ class NaiveConfig(PaperConfig):
         mixtures: two modes on a line, four corners in the plane.
     """
 
-    num_samples: int = 1024
     num_masks: tuple[int, ...] = (1, 4)
     mask_seeds: int = 3
     mixtures: tuple[MixtureName, ...] = PAPER_MIXTURES
@@ -99,8 +98,8 @@ def compute(config: NaiveConfig, store: Store) -> tuple[Tables, Arrays]:
             }
         )
     rows = [row for row in config.rows() if row[0] != "exact"]
-    for name in config.mixtures:
-        setting = config.setting(store, name, paper_like=True)
+    settings = config.settings(store, *config.mixtures, paper_like=True)
+    for name, setting in zip(config.mixtures, settings, strict=True):
         sets = [
             (count, m) for count in config.num_masks for m in range(config.mask_seeds)
         ]

@@ -92,11 +92,10 @@ def compute(config: ScoreFieldsConfig, store: Store) -> tuple[Tables, Arrays]:
             for network in REGIMES:
                 values = []
                 for seed in range(config.seeds):
-                    # The first seed is drawn: a mean would hide learning error.
-                    at = everywhere if seed == 0 else noised
                     denoiser = setting.denoiser(network, seed)
-                    fields = _trained_fields(config, denoiser, at, sigma)
+                    fields = _trained_fields(config, denoiser, everywhere, sigma)
                     values.append(_numbers(exact, fields, count, sigma))
+                    # The first seed is drawn: a mean would hide learning error.
                     for name, field in fields.items() if seed == 0 else ():
                         data[f"{level}/{network}/{name}"] = (
                             field[count:] - truth

@@ -51,8 +51,8 @@ class RedundantSubnetwork(gg.GuidanceRule):
     """S² where the weak prediction is the conditional one: what each form leaves."""
 
     scale: float
-    s2_scale: float
-    form: str = gg.static_field()
+    of_denoised: float
+    of_noise: float
     needs_label = True
 
     def passes(self, label, draws):
@@ -63,17 +63,15 @@ class RedundantSubnetwork(gg.GuidanceRule):
         """CFG and the rest of the term."""
         uncond, cond = outputs
         guided = uncond + self.scale * (cond - uncond)
-        if self.form == "subtract":
-            guided = guided - self.s2_scale * cond
-        elif self.form == "subtract_eps":  # eps = (x - D) / sigma
-            guided = guided + self.s2_scale * (x - cond)
-        return guided, state
+        # eps = (x - D) / sigma
+        return guided - self.of_denoised * cond + self.of_noise * (x - cond), state
 
 
 def _rule(config: PaperConfig, network: str, form: str) -> gg.GuidanceRule:
     g = config.guidance
     if network == "exact":
-        return RedundantSubnetwork(g.cfg_scale, g.s2_scale, form)
+        weights = (g.s2_scale * (form == f) for f in ("subtract", "subtract_eps"))
+        return RedundantSubnetwork(g.cfg_scale, *weights)
     return gg.S2Guidance(
         g.cfg_scale,
         g.s2_scale,

@@ -131,9 +131,9 @@ def draw(metrics: Metrics, data: Arrays) -> dict[str, Figure]:
                 ax.set_title(title.get(method, RULE_TITLES[method]), color=color)
         axes[row, 0].set_ylim(len(paths) - 1, 0)
         own = config["paper_like" if network == "paper_like" else "guidance"]
-        length = f", {steps:,} steps" if steps else ""
+        length = f"{steps:,} steps, " if steps else ""
         axes[row, 0].set_ylabel(
-            f"{NETWORK_TITLES[network]}{length}\nλ = {own['cfg_scale']:g}; step",
+            f"{NETWORK_TITLES[network]}\n{length}λ = {own['cfg_scale']:g}; step",
             fontsize=6.5,
         )
     axes[0, 0].set(xlim=(-10.5, 10.5))

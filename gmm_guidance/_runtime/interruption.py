@@ -27,8 +27,9 @@ class Interruption:
 
     The work inside looks at ``requested`` wherever it can be continued later, brings
     its files in order and calls ``leave``. A second signal acts at once. Contexts
-    within each other act as one. In a thread that cannot handle signals nothing is
-    noted, and signals do what they did.
+    within each other act as one, also those of threads within one of the main thread.
+    Elsewhere a thread cannot handle signals: nothing is noted, and they do what they
+    did.
     """
 
     _outer: Interruption | None = None
@@ -58,10 +59,10 @@ class Interruption:
             raise Interrupted(received)
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is not threading.main_thread():
-            return self
         if Interruption._outer is not None:
             self._shared = Interruption._outer
+            return self
+        if threading.current_thread() is not threading.main_thread():
             return self
         Interruption._outer = self
         for number in _SIGNALS:

@@ -24,7 +24,7 @@ from gmm_guidance.guidance.weak import TermState
 from gmm_guidance.sampling.guided_denoise import num_blocks_of, rule_outputs
 from gmm_guidance.sampling.record import Recorder
 from gmm_guidance.sampling.segments import Loop, same_structure
-from gmm_guidance.sampling.solvers import Solver, Step, run_step
+from gmm_guidance.sampling.solvers import Euler, Solver, Step, run_step
 
 
 class _Loop(NamedTuple):
@@ -162,7 +162,9 @@ class _Kind(NamedTuple):
     @classmethod
     def of(cls, program: Program, static: Static, is_final: bool) -> _Kind:
         """Steps of a program."""
-        return cls(static, program.solver, is_final, program.recorder, program.progress)
+        solver = program.solver
+        is_final = is_final and solver != Euler()  # whose last step is like all others
+        return cls(static, solver, is_final, program.recorder, program.progress)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,7 +13,7 @@ from toy_experiments.common.mixtures import (
     make_mixture,
     relative_schedule,
 )
-from toy_experiments.common.sweep import METRICS, draw_samples_of, measure
+from toy_experiments.common.sweep import METRICS, measure
 from toy_experiments.error_budget import _crossing
 from toy_experiments.guidance_windows import window_curve
 from toy_experiments.phase_diagram import PhaseDiagramConfig, equal_cost_steps
@@ -34,20 +34,6 @@ def test_a_curve_of_window_values_is_the_window():
         for rule in (gg.CFG(curve), window)
     ]  # fmt: skip
     np.testing.assert_allclose(values[0], values[1], atol=1e-5)
-
-
-def test_traced_scales_give_the_same_samples():
-    mixture = make_mixture("two_modes")
-    exact = gg.ExactDenoiser(mixture)
-    labels, start = balanced_start(mixture, SCHEDULE, 64, 0)
-    key = jax.random.key(0)
-    for scale in (1.0, 2.5):
-        got = draw_samples_of(exact, gg.CFG(scale), SCHEDULE, key, labels, start)
-        want = gg.guided_sample(
-            key, exact, labels, num_samples=64, guidance=gg.CFG(scale),
-            schedule=SCHEDULE, solver="dpmpp_2m", initial=start,
-        )  # fmt: skip
-        np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_starts_are_balanced_and_on_a_line_without_noise():

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 import gmm_guidance
 
 _ROOT = Path(gmm_guidance.__file__).parents[1]
+_PARSING = threading.Lock()  # CPython 3.11 cannot parse in two threads at once
 _PACKAGES = ("gmm_guidance", "full_models", "toy_experiments")
 
 
@@ -89,7 +91,9 @@ def identity(value: Any) -> Any:
 def code_version(module: str) -> str:
     """Hash of the sources of a module."""
     digest = hashlib.sha256()
-    for name, source in sorted(sources(module).items()):
+    with _PARSING:
+        found = sources(module)
+    for name, source in sorted(found.items()):
         digest.update(name.encode() + b"\0" + source + b"\0")
     return digest.hexdigest()
 

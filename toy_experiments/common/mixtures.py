@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import scipy.special
+import scipy.stats
 
 import gmm_guidance as gg
 
@@ -58,7 +59,9 @@ def balanced_start(
     """Labels in turn and noise at the highest level, ``[n]`` and ``[n, d]``.
 
     On a line the noise is the quantiles of its distribution, so that the samples have
-    no Monte Carlo error (the flow is monotone for every mask).
+    no Monte Carlo error (the flow is monotone for every mask). In the plane it is
+    randomized quasi-Monte Carlo, a scrambled Halton sequence for each label: each
+    sample is Gaussian, and together they are spread more evenly than independent ones.
     """
     count = mixture.num_labels
     per_label = num_samples // count
@@ -67,5 +70,9 @@ def balanced_start(
         levels = (np.arange(per_label) + 0.5) / per_label
         normal = np.repeat(scipy.special.ndtri(levels), count)[:, None]
     else:
-        normal = np.random.default_rng(seed).standard_normal((len(labels), mixture.dim))
+        normal = np.empty((len(labels), mixture.dim))
+        for label in range(count):
+            generator = np.random.default_rng([seed, label])
+            halton = scipy.stats.qmc.Halton(mixture.dim, rng=generator)
+            normal[label::count] = scipy.special.ndtri(halton.random(per_label))
     return labels, (schedule.sigmas()[0] * normal).astype(np.float32)

@@ -54,8 +54,8 @@ class Networks:
         batch_size: samples in a training step.
     """
 
-    under_steps: int = 50
-    under_weak_steps: int = 25
+    under_steps: int = 60
+    under_weak_steps: int = 30
     well_steps: int = 1500
     well_weak_steps: int = 300
     width: int = 32
@@ -178,8 +178,6 @@ class Guidance:
 
     def rule(self, method: str, weak_model: Any = None) -> gg.GuidanceRule:
         """The rule of a method; the weak model is AutoGuidance's."""
-        if method == "unguided":
-            return gg.CFG(1.0)  # the program of CFG
         is_auto = method == "autoguidance"
         return make_rule(
             method,
@@ -197,8 +195,8 @@ class PaperConfig(Config):
     """Base configuration of the experiments in the paper's setting.
 
     Attributes:
-        num_samples: samples in the plane; half as many on a line, where they are
-            quantiles without sampling noise.
+        num_samples: samples, all classes together; their noise is quasi-random in the
+            plane, and on a line its quantiles.
         sigma_min: lowest noise level.
         sigma_max: highest noise level.
         std: standard deviation of each mode; the modes lie at -4 and 4.
@@ -207,7 +205,7 @@ class PaperConfig(Config):
         paper_like: the paper-like network, in the experiments that show it.
     """
 
-    num_samples: int = 2048
+    num_samples: int = 1024
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     std: float = 1.0
@@ -243,11 +241,32 @@ class PaperConfig(Config):
         self, store: Store, mixture: MixtureName, paper_like: bool = False
     ) -> Setting:
         """The mixture with its trained networks, the paper-like ones if asked for."""
-        made = make_mixture(mixture, self.std)
+        return self.settings(store, mixture, paper_like=paper_like)[0]
+
+    def settings(
+        self, store: Store, *mixtures: MixtureName, paper_like: bool = False
+    ) -> list[Setting]:
+        """``setting`` of several mixtures, trained in two threads."""
         configs = [self.networks.training()]
         configs += [self.paper_like.training()] if paper_like else []
-        runs = [trained(store, made, config, self.seeds) for config in configs]
-        return Setting(self, made, runs[0], runs[-1])
+        runs = store.map(
+            "training",
+            lambda name, config: trained(
+                store, make_mixture(name, self.std), config, self.seeds
+            ),
+            [(name, config) for config in configs[::-1] for name in mixtures],
+            program=lambda item: item,
+            show=lambda name, config: f"{name}, {config.prediction}",
+        )
+        return [
+            Setting(
+                self,
+                make_mixture(name, self.std),
+                runs[name, configs[0]],
+                runs[name, configs[-1]],
+            )
+            for name in mixtures
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,11 +284,6 @@ class Setting:
     mixture: gg.GaussianMixture
     run: gg.TrainingRun
     paper_run: gg.TrainingRun
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of a run; half as many on a line."""
-        return self.config.num_samples // (2 if self.mixture.dim == 1 else 1)
 
     def denoiser(self, network: str, seed: int, steps: int | None = None) -> Any:
         """The denoiser of a row, or one of its run after other training steps."""
@@ -338,7 +352,7 @@ class Setting:
             rule,
             config.paper_like.schedule() if paper_like else config.schedule(),
             "euler" if paper_like else "heun",
-            self.num_samples,
+            config.num_samples,
             seed,
             mask_seed,
         )["states"]

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 import gmm_guidance
 from gmm_guidance._runtime.files import atomic, jsonable
+from gmm_guidance._runtime.interruption import Interruption
 from gmm_guidance._runtime.progress import Reporter
 from toy_experiments.common.identity import digest_of
 from toy_experiments.common.records import Metrics
@@ -159,6 +160,7 @@ class Store:
         function: Callable[..., Any],
         items: Iterable[Item],
         program: Callable[[Item], Hashable] = lambda item: None,
+        show: Callable[..., str] = lambda *item: ", ".join(map(str, item)),
     ) -> dict[Item, Any]:
         """``function(*item)`` of each item, by item, in two threads.
 
@@ -170,19 +172,22 @@ class Store:
             function: called with the parts of an item.
             items: tuples.
             program: what tells the program of an item from that of another.
+            show: an item in the progress bar.
         """
         items = list(items)
         first = list({program(item): item for item in reversed(items)}.values())[::-1]
         rest = [item for item in items if item not in first]
         found: dict[Item, Any] = {}
         with (
+            Interruption() as interruption,
             self.reporter.task(title, len(items)) as task,
             ThreadPoolExecutor(2) as pool,
         ):
 
             def one(item: Any) -> None:
+                interruption.leave()
                 found[item] = function(*item)
-                task.advance(detail=", ".join(str(part) for part in item))
+                task.advance(detail=show(*item))
 
             try:
                 for group in (first, rest):
