@@ -236,7 +236,7 @@ def keep_compiled_programs(reporter: Reporter) -> None:
         reporter.say(f"compiled programs are not kept: {folder}: {error.strerror}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

@@ -46,6 +46,11 @@ def test_starts_are_balanced_and_on_a_line_without_noise():
     labels, plane = balanced_start(corners, SCHEDULE, 1000, 3)
     other = balanced_start(corners, SCHEDULE, 1000, 4)[1]
     assert plane.shape == (1000, 2) and not np.allclose(plane, other)
+    # Quasi-random: the mean of 250 independent samples would have an error of 0.06.
+    for label in range(4):
+        normal = plane[labels == label] / SCHEDULE.sigmas()[0]
+        np.testing.assert_allclose(normal.mean(axis=0), 0.0, atol=0.02)
+        np.testing.assert_allclose(np.cov(normal.T), np.eye(2), atol=0.06)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,21 @@ def test_inner_context_shares_the_outer_request():
     assert Interruption._outer is None
 
 
+def test_threads_within_an_outer_context_share_its_request():
+    found = []
+
+    def work():
+        with Interruption() as inner:
+            found.append(inner.requested)
+
+    with pytest.raises(Interrupted), Interruption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert found == [True]
+
+
 def test_ignored_signals_stay_ignored():
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
