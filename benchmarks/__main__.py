@@ -30,7 +30,11 @@ MEASUREMENTS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "dit-deep": [("s2_overhead", "dit_overhead", {"depth": 28})],
     "dit-s": [("s2_overhead", "dit_overhead", {"batch": 2, **_ONE_BLOCK})],
     "dit-run": [("s2_overhead", "dit_run", {"batch": 1, "repeats": 2, "depth": 28})],
-    "diffusers": [("diffusers_dit", "diffusers_dit", {})],
+    "diffusers": [
+        ("diffusers_dit", "diffusers_dit", {}),
+        ("diffusers_dit", "diffusers_dit", {"kind": "identity"}),
+    ],
+    "perturbations": [("perturbation_cost", "perturbation_cost", {})],
     "selection": [("block_selection", "block_selection", {})],
     "tree": [("tree_figure", "tree_figure", {"out": _RESULTS / "tree_figure.png"})],
     "first-run": [("first_run", "first_run", {"commands": ("run paper",)})],

@@ -1,4 +1,4 @@
-"""S² sampling of a DiT: ours, and diffusers' model with its skip-layer hooks."""
+"""S² and PAG in random layers of a DiT: ours, and diffusers' hooks on its model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from benchmarks.s2_overhead import random_network
 _CFG, _S2 = 4.0, 0.25
 
 
-def diffusers_dit(name: str = "DiT-S/2", batch: int = 2, steps: int = 4) -> Any:
-    """Images per second of both, the same steps, scales and window (always on)."""
+def diffusers_dit(
+    name: str = "DiT-S/2", batch: int = 2, steps: int = 4, kind: str = "drop"
+) -> Any:
+    """Images per second of both, the same steps, scales and window (always on).
+
+    The weak pass drops a random block, or its attention maps are the identity.
+    """
     import torch
     from diffusers import DDIMScheduler, DiTTransformer2DModel
     from diffusers.hooks import HookRegistry, LayerSkipConfig
@@ -53,7 +58,14 @@ def diffusers_dit(name: str = "DiT-S/2", batch: int = 2, steps: int = 4) -> Any:
                 cond, uncond = out.chunk(2)
                 block = int(dropped[calls[0] % len(dropped)])
                 calls[0] += 1
-                config = LayerSkipConfig(indices=[block], fqn="transformer_blocks")
+                # The defaults drop the block; values alone are the PAG guider's.
+                parts = dict.fromkeys(("skip_attention", "skip_ff"), kind == "drop")
+                config = LayerSkipConfig(
+                    indices=[block],
+                    fqn="transformer_blocks",
+                    skip_attention_scores=kind == "identity",
+                    **parts,
+                )
                 _apply_layer_skip_hook(model, config, name="s2")
                 weak = model(x, timestep=times[:batch], class_labels=conditional).sample
                 registry = HookRegistry.check_if_exists_or_initialize(model)
@@ -70,7 +82,7 @@ def diffusers_dit(name: str = "DiT-S/2", batch: int = 2, steps: int = 4) -> Any:
             network,
             jnp.asarray(labels),
             num_samples=batch,
-            guidance=gg.S2Guidance(_CFG, _S2, window=None),
+            guidance=gg.S2Guidance(_CFG, _S2, window=None, kind=kind),
             schedule=gg.DDPMSteps(steps),
             solver="euler",
         )
@@ -80,8 +92,9 @@ def diffusers_dit(name: str = "DiT-S/2", batch: int = 2, steps: int = 4) -> Any:
         "ours_images_per_second": batch / timing["ours_seconds"],
         "theirs_images_per_second": batch / timing["theirs_seconds"],
     }
+    rule = "S²" if kind == "drop" else "PAG in random layers:"
     return {
-        f"S² sampling of {name}, batch {batch}, {steps} steps, over diffusers": {
+        f"{rule} sampling of {name}, batch {batch}, {steps} steps, over diffusers": {
             **images,
             **timing,
             "torch_threads": torch.get_num_threads(),

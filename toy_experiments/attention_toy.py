@@ -80,8 +80,9 @@ class AttentionToyConfig(Config):
     """Configuration of ``attention_toy``.
 
     Attributes:
-        num_samples: samples of a class.
-        num_steps: steps of the sampler (Heun).
+        num_samples: samples of a class on the exact stack.
+        num_steps: steps of the sampler (Heun) on trained networks.
+        network_samples: samples of a class on trained networks.
         num_groups: groups of tokens.
         group_size: tokens in a group.
         budgets: training lengths and network, whose blocks are attention and an MLP.
@@ -92,7 +93,8 @@ class AttentionToyConfig(Config):
     """
 
     num_samples: int = 8192
-    num_steps: int = 32
+    num_steps: int = 16
+    network_samples: int = 1024
     num_groups: int = 2
     group_size: int = 4
     budgets: Budgets = Budgets((300, 1500), width=16, num_blocks=4, batch_size=128)
@@ -103,7 +105,8 @@ class AttentionToyConfig(Config):
 
     QUICK = Config.QUICK | {
         "num_samples": 1024,
-        "num_steps": 16,
+        "num_steps": 8,
+        "network_samples": 256,
         "budgets": Budgets((50,), width=8, num_blocks=3, batch_size=64),
         "scales": (1.0,),
         "omegas": (1.0,),
@@ -161,7 +164,7 @@ def compute(config: AttentionToyConfig, store: Store) -> tuple[Tables, Arrays]:
         parts = store.cell(project_corrections, network, toy, 2048, seed)
         distances = store.cell(
             measure_networks, network, toy, config.scales, config.omegas,
-            config.num_samples, config.num_steps, seed,
+            config.network_samples, config.num_steps, seed,
         )  # fmt: skip
         return parts, distances
 

@@ -273,6 +273,7 @@ def test_perturbed_attention_has_the_variances_of_its_closed_form(tmp_path):
         seeds=2,
         num_samples=256,
         num_steps=4,
+        network_samples=64,
         budgets=Budgets((3,), width=4, num_blocks=3, batch_size=16),
         scales=(1.0,),
         omegas=(0.5,),
