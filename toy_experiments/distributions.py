@@ -91,7 +91,7 @@ def compute(config: PaperConfig, store: Store) -> tuple[Tables, Arrays]:
         show=lambda name, panel, seed: f"{name}, {panel.key}, seed {seed}",
     )
     for name, setting in settings.items():
-        labels = balanced_labels(setting.mixture, config.num_samples)
+        labels = balanced_labels(setting.mixture, setting.num_samples)
         floor = gg.metrics.truth_floor(jax.random.key(7), setting.mixture, labels)
         tables["floor"].append({"mixture": name, **floor})
         for panel in panels:

@@ -109,8 +109,10 @@ def run_program(
             own, static = split((denoiser, rules))
             kind = _Kind.of(program, static, is_final)
             # All random masks at once, as data: a program draws them, another steps.
-            drawn = kind._replace(recorder=None, progress=False)
-            draws = _draw_steps(drawn, own, mask_key, sigmas, batch.indices)
+            evaluations = program.solver.num_evaluations(is_final)
+            rule_arrays, rule_static = split(rules)
+            drawn = (rule_static, num_blocks_of(denoiser), evaluations)
+            draws = _draw_steps(drawn, rule_arrays, mask_key, sigmas, batch.indices)
             body.append((kind, own, draws, start, count, rules))
         for repeat in range(repeats):
             for kind, own, draws, start, count, rules in body:
@@ -185,16 +187,17 @@ def _begin(
     compiler_options={"xla_backend_optimization_level": 0},  # it runs once
 )
 def _draw_steps(
-    kind: _Kind,
+    kind: tuple[Static, int | None, int],
     arrays: list[Any],
     mask_key: jax.Array,
     sigmas: jax.Array,
     indices: jax.Array,
 ) -> tuple[Any, ...]:
     """Each rule's draws at every step of a run."""
-    denoiser, rules = join(arrays, kind.static)
+    static, depth, num_evaluations = kind
+    rules = join(arrays, static)
     steps = jnp.arange(len(sigmas) - 1, dtype=jnp.uint32)
-    return _draw(kind, denoiser, rules, mask_key, steps, indices)
+    return _draw(rules, depth, num_evaluations, mask_key, steps, indices)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -231,7 +234,9 @@ def _run_traced(
         """What ``count`` steps of a segment need."""
         steps = first + jnp.arange(count, dtype=jnp.uint32)
         # All random masks of the segment at once, as data: the loop stays pure.
-        draws = _draw(kind, denoiser, rules, mask_key, steps, batch.indices)
+        evaluations = kind.solver.num_evaluations(kind.is_final)
+        depth = num_blocks_of(denoiser)
+        draws = _draw(rules, depth, evaluations, mask_key, steps, batch.indices)
         return steps, sigmas[steps], sigmas[steps + 1], draws
 
     def run_segment(run, inputs, kind, rules):
@@ -378,17 +383,15 @@ class _GuidedDenoiser(NamedTuple):
 
 
 def _draw(
-    kind: _Kind,
-    denoiser: Any,
     rules: tuple[GuidanceRule, ...],
+    depth: int | None,
+    num_evaluations: int,
     mask_key: jax.Array,
     steps: jax.Array,
     indices: jax.Array,
 ) -> tuple[Any, ...]:
     """Each rule's draws over steps (and over the evaluations of a step, if one)."""
-    depth = num_blocks_of(denoiser)
-    count = kind.solver.num_evaluations(kind.is_final)
-    evaluations = jnp.arange(count, dtype=jnp.uint32)
+    evaluations = jnp.arange(num_evaluations, dtype=jnp.uint32)
 
     def draw(rule, step, evaluation):
         return rule.draw(RandomDraws(mask_key, step, evaluation, depth, indices))

@@ -195,8 +195,8 @@ class PaperConfig(Config):
     """Base configuration of the experiments in the paper's setting.
 
     Attributes:
-        num_samples: samples, all classes together; their noise is quasi-random in the
-            plane, and on a line its quantiles.
+        num_samples: samples in the plane, all classes together, of quasi-random noise;
+            half as many on a line, where they are quantiles without sampling noise.
         sigma_min: lowest noise level.
         sigma_max: highest noise level.
         std: standard deviation of each mode; the modes lie at -4 and 4.
@@ -285,6 +285,11 @@ class Setting:
     run: gg.TrainingRun
     paper_run: gg.TrainingRun
 
+    @property
+    def num_samples(self) -> int:
+        """Samples of a run; half as many on a line."""
+        return self.config.num_samples // (2 if self.mixture.dim == 1 else 1)
+
     def denoiser(self, network: str, seed: int, steps: int | None = None) -> Any:
         """The denoiser of a row, or one of its run after other training steps."""
         if network == "exact":
@@ -352,7 +357,7 @@ class Setting:
             rule,
             config.paper_like.schedule() if paper_like else config.schedule(),
             "euler" if paper_like else "heun",
-            config.num_samples,
+            self.num_samples,
             seed,
             mask_seed,
         )["states"]
