@@ -120,7 +120,7 @@ def _result(folder: Path, experiment: Experiment) -> Result:
         ) from error
     figures = {
         p.stem: _figure(p, experiment.name)
-        for p in sorted(folder.glob("*.png"))
+        for p in sorted(folder.glob("*.png"), key=lambda p: (p.stem != "overview", p))
         if not p.name.startswith(".")  # being written by a run
     }
     return Result(experiment, record, figures, lines)
