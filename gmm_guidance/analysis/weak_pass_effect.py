@@ -42,6 +42,8 @@ from typing_extensions import override
 
 from gmm_guidance._runtime.checks import check_count, check_key
 from gmm_guidance._runtime.pytree import Static, join, split
+from gmm_guidance.analysis.mode_density import density_changes
+from gmm_guidance.analysis.mode_fit import Mode, Points
 from gmm_guidance.blocks.drop import FixedBlocks, FixedCount, eligible_blocks
 from gmm_guidance.blocks.evaluate import Pass, check_denoiser, evaluate_passes
 from gmm_guidance.diffusion.denoiser import Denoiser
@@ -60,8 +62,6 @@ from gmm_guidance.mixture.gaussian_mixture import GaussianMixture, check_mixture
 from gmm_guidance.sampling.guided_denoise import num_blocks_of
 
 _MOST_SETS = 64  # sets of dropped blocks are enumerated up to this number
-_FLOW_STEPS = 32
-_NODES = 4096  # for moments of the clean distribution, per component
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +216,7 @@ def weak_pass_effect(
             f"center must have shape {(mixture.dim,)}, got {origin.shape}."
         )
     term, sigmas, weights = _weak_term(guidance, levels, num_blocks_of(denoiser))
-    shapes = [_Mode.of(data, mode, origin) for mode in range(data.num_labels)]
+    shapes = [Mode.of(data, mode, origin) for mode in range(data.num_labels)]
     single = data.num_components == 1
 
     measured = _Measured(denoiser, term, num_masks, with_divergence=not single)
@@ -235,7 +235,7 @@ def weak_pass_effect(
     if single:
         widths, shifts = slopes, [shapes[0].shift(fits[0], sigmas)]
     else:
-        widths, shifts = _density_changes(data, shapes, points, sigmas)
+        widths, shifts = density_changes(data, shapes, points, sigmas)
 
     def per_mode(values) -> np.ndarray:
         return np.stack(list(values), axis=-1)
@@ -358,17 +358,6 @@ class _ExpectedMasks(RandomDraws):
 # -- the corrections -----------------------------------------------------------------
 
 
-class _Points(NamedTuple):
-    """Noised samples of one mode and the correction there, ``[s, n, d]``, float64.
-
-    ``divergence`` is that of the correction, ``[s, n]``, if it was asked for.
-    """
-
-    x: np.ndarray
-    correction: np.ndarray
-    divergence: np.ndarray
-
-
 class _Measured(NamedTuple):
     """The correction ``E[D_c - D_weak]`` of a denoiser."""
 
@@ -386,7 +375,7 @@ class _Measured(NamedTuple):
         key: jax.Array,
         num_samples: int,
         batch_size: int,
-    ) -> _Points:
+    ) -> Points:
         """At true samples of a mode with the same noise at all levels."""
         data_key, noise_key, mask_key = jax.random.split(
             jax.random.fold_in(key, mode), 3
@@ -403,7 +392,7 @@ class _Measured(NamedTuple):
             batch = (a[start : start + batch_size] for a in (clean, noise, index))
             found = _correct(static, options, arrays, levels, label, mask_key, *batch)
             parts.append([np.asarray(a, np.float64) for a in found])
-        return _Points(*(np.concatenate(a, axis=1) for a in zip(*parts, strict=True)))
+        return Points(*(np.concatenate(a, axis=1) for a in zip(*parts, strict=True)))
 
 
 def _draw_mode(
@@ -481,244 +470,3 @@ def _by_mode(
             f"integers that cover 0, 1, ..., got {modes!r}."
         )
     return GaussianMixture(part.means, part.covariances, part.weights, labels)
-
-
-class _Estimate(NamedTuple):
-    """An estimate at each level, ``[s]``, and its influence functions, ``[s, n]``.
-
-    The spread of what each sample contributes is the standard error, also of a sum over
-    levels, which share their samples.
-    """
-
-    value: np.ndarray
-    parts: np.ndarray
-
-    def error(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Standard error at each level, or of the sum over levels with weights."""
-        parts = self.parts if weights is None else weights @ self.parts
-        count = parts.shape[-1]
-        # Two degrees of freedom went to the fit.
-        return np.sqrt(np.sum(parts**2, axis=-1) / (count - 2) / count)
-
-
-class _Fit(NamedTuple):
-    """Least squares along each principal axis; ``[s, d]``, parts ``[s, n, d]``."""
-
-    slopes: np.ndarray
-    slope_parts: np.ndarray
-    offsets: np.ndarray
-    offset_parts: np.ndarray
-
-
-class _Mode(NamedTuple):
-    """Mean and principal axes of a mode, and its outward direction.
-
-    Attributes:
-        mean: ``[d]``.
-        variances: along the principal axes, ``[d]``.
-        axes: the axes, in columns, ``[d, d]``.
-        outward: unit vector ``[d]``, NaN for a mode at the center.
-    """
-
-    mean: np.ndarray
-    variances: np.ndarray
-    axes: np.ndarray
-    outward: np.ndarray
-
-    @classmethod
-    def of(cls, data: GaussianMixture, mode: int, center: np.ndarray) -> _Mode:
-        """One mode of the class."""
-        mean = np.asarray(data.mean(mode), np.float64)
-        variances, axes = np.linalg.eigh(np.asarray(data.covariance(mode), np.float64))
-        away = mean - center
-        length = np.linalg.norm(away)
-        at_center = length <= 1e-5 * math.sqrt(variances.sum())
-        outward = np.full_like(away, np.nan) if at_center else away / length
-        return cls(mean, variances, axes, outward)
-
-    @property
-    def along(self) -> np.ndarray:
-        """Parts of the outward direction along the principal axes, ``[d]``."""
-        return self.outward @ self.axes
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation along the outward direction."""
-        return math.sqrt(self.along**2 @ self.variances)
-
-    def whiten(self, x: np.ndarray) -> np.ndarray:
-        """Standardized coordinates along the principal axes, ``[..., d]``."""
-        return (x - self.mean) @ self.axes / np.sqrt(self.variances)
-
-    def regress(self, x: np.ndarray, values: np.ndarray) -> _Fit:
-        """Least squares of values on ``x - mean``, ``[s, n, d]`` each."""
-        away, values = (x - self.mean) @ self.axes, values @ self.axes
-        middle = away.mean(1, keepdims=True)
-        power = np.mean((away - middle) ** 2, axis=1, keepdims=True)
-        slopes = np.mean((away - middle) * values, axis=1, keepdims=True) / power
-        offsets = np.mean(values - slopes * away, axis=1, keepdims=True)
-        residual = values - slopes * away - offsets
-        slope_parts = (away - middle) * residual / power
-        offset_parts = residual - middle * slope_parts
-        return _Fit(slopes[:, 0], slope_parts, offsets[:, 0], offset_parts)
-
-    def slope(self, fit: _Fit) -> _Estimate:
-        """Of the root mean square width."""
-        weight = self.variances / self.variances.sum()
-        return _Estimate(fit.slopes @ weight, fit.slope_parts @ weight)
-
-    def push(self, fit: _Fit) -> _Estimate:
-        """The outward part at the mean."""
-        return _Estimate(fit.offsets @ self.along, fit.offset_parts @ self.along)
-
-    def shift(self, fit: _Fit, sigmas: np.ndarray) -> _Estimate:
-        """What the linear flow makes of the push, in standard deviations."""
-        reach = np.sqrt(self.variances / (self.variances + sigmas[:, None] ** 2))
-        reach = reach * self.along / self.spread
-        return _Estimate(
-            np.einsum("sd,sd->s", fit.offsets, reach),
-            np.einsum("snd,sd->sn", fit.offset_parts, reach),
-        )
-
-
-# -- classes of several modes --------------------------------------------------------
-
-
-def _density_changes(
-    data: GaussianMixture,
-    shapes: list[_Mode],
-    points: list[_Points],
-    sigmas: np.ndarray,
-) -> tuple[list[_Estimate], list[_Estimate]]:
-    """Changes of width and shift of each mode from that of the density, Eq. 3.
-
-    ``s`` is fitted by the moments of each mode at the clean sample, up to second order.
-    Their products with each other are known exactly, so that only what they leave
-    unexplained has sampling noise: nothing, where the correction is linear in a mode.
-    """
-    x = np.concatenate([p.x for p in points], axis=1)
-    correction = np.concatenate([p.correction for p in points], axis=1)
-    divergence = np.concatenate([p.divergence for p in points], axis=1)
-    # The same number of samples from each mode, whatever its probability.
-    probability = np.asarray(data.label_weights, np.float64)
-    shares = np.repeat(probability * len(points), points[0].x.shape[1])
-    clean, score = _flow_to_clean(data, jnp.asarray(sigmas), jnp.asarray(x))
-    score = np.asarray(score, np.float64)
-    change = -(divergence + np.sum(correction * score, axis=-1))
-    gram = _exact_gram(data, shapes)
-    dim, size = data.dim, len(gram)
-    rows = []  # width and shift of each mode, as functionals of the change
-    for mode, shape in enumerate(shapes):
-        first = mode * (1 + 2 * dim)
-        width, shift = np.zeros(size), np.zeros(size)
-        width[first + 1 + dim : first + 1 + 2 * dim] = (
-            0.5 * shape.variances / shape.variances.sum()
-        )
-        shift[first + 1 : first + 1 + dim] = (
-            shape.along * np.sqrt(shape.variances) / shape.spread
-        )
-        rows += [width / probability[mode], shift / probability[mode]]
-    target = np.stack(rows) @ gram
-    values, parts = [], []
-    for level in range(len(sigmas)):
-        end = np.asarray(clean[level])
-        moments = _moments(shapes, _inside(data, end), end.astype(np.float64))
-        weighted = shares[:, None] * moments
-        inverse = np.linalg.pinv(moments.T @ weighted / len(moments), hermitian=True)
-        fitted = inverse @ (weighted.T @ change[level]) / len(moments)
-        leverage = np.sum((weighted @ inverse) * moments, axis=1) / len(moments)
-        residual = (change[level] - moments @ fitted) / (1.0 - leverage)
-        values.append(target @ fitted)
-        parts.append((target @ inverse @ weighted.T) * residual)
-    found = [
-        _Estimate(np.stack(value), np.stack(part))
-        for value, part in zip(np.stack(values, 1), np.stack(parts, 1), strict=True)
-    ]
-    return found[::2], found[1::2]
-
-
-@jax.jit
-def _flow_to_clean(data, sigmas, x):
-    """Ends of the probability flow from each level, and the score at its start."""
-    lowest = 0.02 * jnp.sqrt(data.variances.min())
-
-    def from_level(inputs):
-        sigma, start = inputs
-        last = jnp.minimum(lowest, sigma)
-        ramp = jnp.linspace(0.0, 1.0, _FLOW_STEPS + 1, dtype=sigma.dtype)
-        root = 1.0 / 7.0  # the spacing of EDM
-        grid = ((1.0 - ramp) * sigma**root + ramp * last**root) ** 7
-
-        def step(x, ends):  # Heun
-            now, after = ends
-            slope = (x - data.denoise(x, now)) / now
-            guess = x + (after - now) * slope
-            other = (guess - data.denoise(guess, after)) / after
-            return x + 0.5 * (after - now) * (slope + other), None
-
-        end, _ = jax.lax.scan(step, start, (grid[:-1], grid[1:]))
-        return data.denoise(end, last), data.score(start, sigma)
-
-    return jax.lax.map(from_level, (sigmas, x))
-
-
-def _moments(shapes: list[_Mode], inside: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """For each mode its probability ``inside`` times ``1, y, y^2 - 1``: ``[n, ...]``.
-
-    ``y`` are the whitened coordinates of the clean samples.
-    """
-    columns = []
-    for mode, shape in enumerate(shapes):
-        own, y = inside[:, mode, None], shape.whiten(clean)
-        columns += [own, own * y, own * (y**2 - 1.0)]
-    return np.concatenate(columns, axis=1)
-
-
-def _inside(data: GaussianMixture, clean: np.ndarray) -> np.ndarray:
-    """Probability of each mode at clean samples, ``[n, modes]``."""
-    components = np.asarray(data.responsibilities(clean), np.float64)
-    return components @ np.eye(data.num_labels)[data.labels]
-
-
-def _exact_gram(data: GaussianMixture, shapes: list[_Mode]) -> np.ndarray:
-    """Mean products of the moments over the clean distribution.
-
-    Those of separate modes are known; draws correct for what is in two modes at once.
-    """
-    size = 1 + 2 * data.dim
-    gram = np.zeros((size * len(shapes),) * 2)
-    normal = np.random.default_rng(0).normal(size=(_NODES, data.dim))
-    covariances = np.asarray(data.covariances, np.float64)
-    for component, mode in enumerate(data.labels):
-        weight, mean = float(data.weights[component]), data.means[component]
-        own = slice(mode * size, (mode + 1) * size)
-        gram[own, own] += weight * _gaussian_products(
-            shapes[mode], np.asarray(mean, np.float64), covariances[component]
-        )
-        root = np.linalg.cholesky(covariances[component])
-        clean = (np.asarray(mean) + normal @ root.T).astype(data.means.dtype)
-        hard = np.tile(np.eye(len(shapes))[mode], (_NODES, 1))
-        for inside, sign in ((_inside(data, clean), 1.0), (hard, -1.0)):
-            moments = _moments(shapes, inside, clean.astype(np.float64))
-            gram += sign * weight * moments.T @ moments / _NODES
-    return gram
-
-
-def _gaussian_products(
-    shape: _Mode, mean: np.ndarray, covariance: np.ndarray
-) -> np.ndarray:
-    """``E[h h^T]`` of ``h = (1, y, y^2 - 1)`` for a Gaussian, by Isserlis' theorem."""
-    axes = shape.axes / np.sqrt(shape.variances)
-    c, s = shape.whiten(mean), axes.T @ covariance @ axes
-    square = np.diag(s) + c**2
-    first = np.concatenate([[1.0], c, square - 1.0])
-    middle = s + np.outer(c, c)
-    third = 2.0 * s * c  # E[y_a y_b^2] - E[y_a] E[y_b^2]
-    fourth = 2.0 * s**2 + 4.0 * np.outer(c, c) * s
-    dim = len(c)
-    products = np.outer(first, first)
-    products[1 : 1 + dim, 1 : 1 + dim] = middle
-    products[1 : 1 + dim, 1 + dim :] += third
-    products[1 + dim :, 1 : 1 + dim] += third.T
-    products[1 + dim :, 1 + dim :] += fourth
-    return products

@@ -2,6 +2,14 @@
 
 from gmm_guidance.guidance.calibrated import CalibratedGuidance
 from gmm_guidance.guidance.cfg import CFG, CFGPlusPlus
+from gmm_guidance.guidance.listed import (
+    PAG,
+    SEG,
+    STG,
+    TPG,
+    SkipLayer,
+    WeakUnconditional,
+)
 from gmm_guidance.guidance.recombine import (
     ADG,
     FDG,
@@ -24,16 +32,7 @@ from gmm_guidance.guidance.rule import (
 )
 from gmm_guidance.guidance.scale import SigmaCurve
 from gmm_guidance.guidance.updates import APG, MAMBOG, TCFG, CFGZeroStar
-from gmm_guidance.guidance.weak import (
-    PAG,
-    SEG,
-    STG,
-    TPG,
-    AutoGuidance,
-    S2Guidance,
-    SkipLayer,
-    WeakUnconditional,
-)
+from gmm_guidance.guidance.weak import AutoGuidance, S2Guidance
 from gmm_guidance.guidance.wrappers import GuidedChannels, Rescaled, Windowed
 
 __all__ = [

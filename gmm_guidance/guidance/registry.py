@@ -9,6 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gmm_guidance.guidance.cfg import CFG, CFGPlusPlus
+from gmm_guidance.guidance.listed import (
+    PAG,
+    SEG,
+    STG,
+    TPG,
+    SkipLayer,
+    WeakUnconditional,
+)
 from gmm_guidance.guidance.recombine import (
     ADG,
     FDG,
@@ -18,15 +26,7 @@ from gmm_guidance.guidance.recombine import (
 )
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided
 from gmm_guidance.guidance.updates import APG, MAMBOG, TCFG, CFGZeroStar
-from gmm_guidance.guidance.weak import (
-    PAG,
-    SEG,
-    STG,
-    TPG,
-    S2Guidance,
-    SkipLayer,
-    WeakUnconditional,
-)
+from gmm_guidance.guidance.weak import S2Guidance
 
 #: Rules whose options are numbers and names; wrappers and rules that need another
 #: model are made in Python.
