@@ -19,7 +19,9 @@ def density_changes(
     points: list[Points],
     sigmas: np.ndarray,
 ) -> tuple[list[Estimate], list[Estimate]]:
-    """Changes of width and shift of each mode from that of the density, Eq. 3 of ``weak_pass_effect``.
+    """Changes of width and shift of each mode from that of the density.
+
+    Eq. 3 of ``weak_pass_effect``.
 
     ``s`` is fitted by the moments of each mode at the clean sample, up to second order.
     Their products with each other are known exactly, so that only what they leave

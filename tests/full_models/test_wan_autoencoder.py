@@ -10,7 +10,7 @@ from flax import nnx
 from support.trees import assert_same_trees
 
 from full_models import WanDecoder, WanVAEConfig, load_autoencoder
-from full_models.models.autoencoder import wan
+from full_models.models.autoencoder import wan_weights
 
 TINY = WanVAEConfig(
     latent_channels=4,
@@ -90,7 +90,7 @@ def test_official_names(tmp_path, decoder):
     torch = pytest.importorskip("torch", reason="the oracle extra is not installed")
     from full_models.weights.table import dump
 
-    tensors = dump(decoder, wan.LAYOUTS["official"].table(TINY, {}))
+    tensors = dump(decoder, wan_weights.LAYOUTS["official"].table(TINY, {}))
     tensors |= {"encoder.conv1.weight": np.zeros(2), "conv1.bias": np.zeros(2)}
     path = tmp_path / "Wan2.1_VAE.pth"
     torch.save({n: torch.tensor(a) for n, a in tensors.items()}, path)

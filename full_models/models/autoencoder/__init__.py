@@ -8,8 +8,8 @@ from flax import nnx
 
 from full_models.models.autoencoder.config import KLConfig
 from full_models.models.autoencoder.kl import KLDecoder
-from full_models.models.autoencoder.wan import LAYOUTS as WAN_LAYOUTS
 from full_models.models.autoencoder.wan import WanDecoder, WanVAEConfig
+from full_models.models.autoencoder.wan_weights import LAYOUTS as WAN_LAYOUTS
 from full_models.models.autoencoder.weights import LAYOUTS, PUBLISHED
 from full_models.models.family import DType, Family
 from full_models.weights.load import open_checkpoint
