@@ -6,14 +6,23 @@ its halves are exchanged.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import PartitionSpec
 
 from full_models.models.family import Inferred, Layout
 from full_models.models.flux.config import PATCH, FluxConfig
+from full_models.models.joint_weights import (
+    DIFFUSERS_TEXT,
+    StreamNames,
+    check_class,
+    check_said,
+    count_blocks,
+    each_of,
+    embedding_entries,
+    final_entries,
+    stream_entries,
+)
 from full_models.models.layers import TIME_FEATURES
 from full_models.models.text_to_image import BUNDLED
 from full_models.weights.table import (
@@ -22,7 +31,6 @@ from full_models.weights.table import (
     Stored,
     Table,
     copied,
-    exchanged,
     linear,
 )
 from gmm_guidance.sharding import PathRules
@@ -65,37 +73,35 @@ _OUTSIDE: dict[str, dict[str, Any]] = {
         "final.linear": "final_layer.linear",
     },
 }
-# Of a stream: modulation; maps, norms and output of attention; MLP.
-_DOUBLE: dict[str, dict[str, Any]] = {
+_BLOCKS = {"diffusers": "transformer_blocks.{}.", "original": "double_blocks.{}."}
+_DOUBLE = {
     "diffusers": {
-        "block": "transformer_blocks.{}.",
-        "image": (
+        "image": StreamNames(
             "norm1.linear",
-            ("attn.to_q", "attn.to_k", "attn.to_v"),
-            ("attn.norm_q.weight", "attn.norm_k.weight"),
-            "attn.to_out.0",
+            [
+                (
+                    ("attn.to_q", "attn.to_k", "attn.to_v"),
+                    ("attn.norm_q.weight", "attn.norm_k.weight"),
+                    "attn.to_out.0",
+                )
+            ],
             ("ff.net.0.proj", "ff.net.2"),
         ),
-        "text": (
-            "norm1_context.linear",
-            ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-            ("attn.norm_added_q.weight", "attn.norm_added_k.weight"),
-            "attn.to_add_out",
-            ("ff_context.net.0.proj", "ff_context.net.2"),
-        ),
+        "text": DIFFUSERS_TEXT,
     },
     "original": {
-        "block": "double_blocks.{}.",
-        **{
-            stream: (
-                f"{side}_mod.lin",
-                (f"{side}_attn.qkv",),
-                tuple(f"{side}_attn.norm.{n}_norm.scale" for n in ("query", "key")),
-                f"{side}_attn.proj",
-                (f"{side}_mlp.0", f"{side}_mlp.2"),
-            )
-            for stream, side in (("image", "img"), ("text", "txt"))
-        },
+        stream: StreamNames(
+            f"{side}_mod.lin",
+            [
+                (
+                    (f"{side}_attn.qkv",),
+                    [f"{side}_attn.norm.{n}_norm.scale" for n in ("query", "key")],
+                    f"{side}_attn.proj",
+                )
+            ],
+            (f"{side}_mlp.0", f"{side}_mlp.2"),
+        )
+        for stream, side in (("image", "img"), ("text", "txt"))
     },
 }
 _SINGLE: dict[str, dict[str, Any]] = {
@@ -125,72 +131,27 @@ def table_of(layout: str, config: FluxConfig) -> Table:
         inner["guidance"] = TIME_FEATURES
     entries = linear("image_in", names["image_in"], pixels, width)
     entries |= linear("context", names["context"], c.text_width, width)
-    for ours, features in inner.items():
-        first, second = (names[ours].format(end) for end in names["ends"])
-        entries |= linear(f"{ours}.fc1", first, features, width)
-        entries |= linear(f"{ours}.fc2", second, width, width)
-    final = linear("final.modulation", names["final.modulation"], width, 2 * width)
-    entries |= exchanged(final) if layout == "diffusers" else final
-    entries |= linear("final.linear", names["final.linear"], width, pixels)
-    return Table(entries | _double(layout, c) | _single(layout, c))
-
-
-def _each(block: str, count: int, name: str) -> list[str]:
-    return [block.format(i) + name for i in range(count)]
-
-
-def _joined(block: str, count: int, names: Sequence[str]) -> list[list[str]]:
-    return [[block.format(i) + name for name in names] for i in range(count)]
-
-
-def _double(layout: str, config: FluxConfig) -> dict[str, Entry]:
-    width, count = config.width, config.num_double
-    streams = _DOUBLE[layout]
-    entries: dict[str, Entry] = {}
-    block = streams["block"]
-    features = width // config.num_heads
-    for side in ("image", "text"):
-        modulation, maps, norms, out, mlp = streams[side]
-        ours = f"double.{side}"
-        entries |= linear(
-            f"{ours}.modulation", _each(block, count, modulation), width, 6 * width
-        )
-        outer = 3 * width // len(maps)
-        entries |= linear(f"{ours}.attn.qkv", _joined(block, count, maps), width, outer)
-        for which, name in zip(("norm_q", "norm_k"), norms, strict=True):
-            entries[f"{ours}.attn.norms.{which}"] = copied(
-                _each(block, count, name), (features,)
-            )
-        entries |= linear(f"{ours}.attn.proj", _each(block, count, out), width, width)
-        sizes = ((width, 4 * width), (4 * width, width))
-        for which, name, size in zip(("fc1", "fc2"), mlp, sizes, strict=True):
-            entries |= linear(f"{ours}.mlp.{which}", _each(block, count, name), *size)
-    return entries
+    entries |= embedding_entries(names, inner, width)
+    entries |= final_entries(names, width, pixels, swaps=layout == "diffusers")
+    each = each_of(_BLOCKS[layout], range(c.num_double))
+    for side, stream in _DOUBLE[layout].items():
+        entries |= stream_entries(f"double.{side}", stream, each, c)
+    return Table(entries | _single(layout, c))
 
 
 def _single(layout: str, config: FluxConfig) -> dict[str, Entry]:
     width, count, names = config.width, config.num_single, _SINGLE[layout]
     block = names["block"]
-    entries = {
-        **linear(
-            "single.modulation",
-            _each(block, count, names["modulation"]),
-            width,
-            3 * width,
-        ),
-        **linear(
-            "single.linear2", _each(block, count, names["linear2"]), 5 * width, width
-        ),
-    }
+    each = each_of(block, range(count))
+    entries = linear("single.modulation", each(names["modulation"]), width, 3 * width)
+    entries |= linear("single.linear2", each(names["linear2"]), 5 * width, width)
     for which, name in zip(("norm_q", "norm_k"), names["norms"], strict=True):
         entries[f"single.norms.{which}"] = copied(
-            _each(block, count, name), (width // config.num_heads,)
+            each(name), (width // config.num_heads,)
         )
     if layout == "original":
         (name,) = names["linear1"]
-        return entries | linear(
-            "single.linear1", _each(block, count, name), width, 7 * width
-        )
+        return entries | linear("single.linear1", each(name), width, 7 * width)
     # The parts have different widths.
     sizes = (width, width, width, 4 * width)
     parts = list(zip(names["linear1"], sizes, strict=True))
@@ -217,21 +178,12 @@ def _part(name: str, inner: int, outer: int, is_kernel: bool) -> Source:
 
 def _infer(layout: str, stored: Stored, fields: dict[str, Any] | None) -> Inferred:
     names = _OUTSIDE[layout]
-    counts = {}
-    for ours, block in (
-        ("num_double", _DOUBLE[layout]["block"]),
-        ("num_single", _SINGLE[layout]["block"]),
-    ):
-        pattern = re.compile("^" + re.escape(block).replace(r"\{\}", r"(\d+)"))
-        numbers = {int(hit[1]) for name in stored if (hit := pattern.match(name))}
-        if numbers != set(range(len(numbers))) or not numbers:
-            raise ValueError(
-                f"blocks {block.format('i')} must be numbered from 0 without a gap, "
-                f"got {sorted(numbers)[:5]}; the file is incomplete."
-            )
-        counts[ours] = len(numbers)
+    counts = {
+        "num_double": count_blocks(stored, _BLOCKS[layout]),
+        "num_single": count_blocks(stored, _SINGLE[layout]["block"]),
+    }
     pooled = names["pooled"].format(names["ends"][0])
-    norm = _DOUBLE[layout]["block"].format(0) + _DOUBLE[layout]["image"][2][0]
+    norm = _BLOCKS[layout].format(0) + _DOUBLE[layout]["image"].attention[0][1][0]
     try:
         width, pixels = stored[f"{names['image_in']}.weight"].shape
         found: dict[str, Any] = {
@@ -262,11 +214,7 @@ def _from_config(
     fields: dict[str, Any], found: dict[str, Any], has_guidance: bool
 ) -> dict[str, Any]:
     """What a ``config.json`` says besides; it must agree with the tensors."""
-    if fields.get("_class_name", CLASS_NAME) != CLASS_NAME:
-        raise ValueError(
-            f"_class_name must be {CLASS_NAME!r}, got {fields['_class_name']!r}; a "
-            f"ControlNet or another model is no transformer of Flux.1."
-        )
+    check_class(fields, CLASS_NAME, "Flux.1")
     said = {
         "num_layers": found["num_double"],
         "num_single_layers": found["num_single"],
@@ -275,13 +223,7 @@ def _from_config(
         "num_attention_heads": found["num_heads"],
         "attention_head_dim": found["width"] // found["num_heads"],
     }
-    for name, wanted in said.items():
-        value = fields.get(name)
-        if value is not None and value != wanted:
-            raise ValueError(
-                f"{name} must be {wanted!r} as in the tensors, got {value!r}; the "
-                f"config.json is of another model."
-            )
+    check_said(fields, said)
     if bool(fields.get("guidance_embeds", has_guidance)) != has_guidance:
         raise ValueError(
             f"guidance_embeds is {fields['guidance_embeds']}, but the tensors "
