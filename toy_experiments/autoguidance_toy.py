@@ -264,7 +264,7 @@ def _draw_samples(metrics: Metrics, data: Arrays) -> Figure:
         _frame(ax, data, title, color)
         if network != "truth":
             samples = data[f"{network}/{rule}/samples"]
-            ax.plot(*samples.T, ".", color=color, ms=1.0, alpha=0.7, mew=0)
+            ax.plot(*samples.T, ".", color=color, ms=1.5, alpha=0.9, mew=0)
         record = single(metrics, "samples", network=network, rule=rule)
         ax.set_xlabel(
             f"sliced W2 {plus_minus(record['sliced_w2'])}\n"
