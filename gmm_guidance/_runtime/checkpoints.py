@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import shutil
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -33,10 +32,6 @@ from gmm_guidance._runtime.tensor_files import differences, named_leaves
 
 # What orbax appends to the name of a folder that it has not finished.
 _UNFINISHED = ".orbax-checkpoint-tmp"
-
-
-# Orbax does not finish two saves at once: those of several threads follow each other.
-_SAVING = threading.Lock()
 
 
 class _DamagedError(Exception):
@@ -109,13 +104,11 @@ class Checkpoints:
             tree=args.StandardSave(arrays),
             record=args.JsonSave({"record": record, "sha256": _hash(record)}),
         )
-        with _SAVING, self._writing():
+        with self._writing():
             if self._manager is None:
                 self._manager = _open(self.folder, self._keep)
             if step not in self._manager.all_steps():
                 self._manager.save(step, args=items, force=True)
-            if threading.current_thread() is not threading.main_thread():
-                self._manager.wait_until_finished()
         self._saved_at = time.monotonic()
 
     def save_if_due(self, step: int, tree: Any) -> None:
