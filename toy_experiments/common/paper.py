@@ -246,18 +246,17 @@ class PaperConfig(Config):
     def settings(
         self, store: Store, *mixtures: MixtureName, paper_like: bool = False
     ) -> list[Setting]:
-        """``setting`` of several mixtures, trained in two threads."""
+        """``setting`` of several mixtures."""
         configs = [self.networks.training()]
         configs += [self.paper_like.training()] if paper_like else []
-        runs = store.map(
-            "training",
-            lambda name, config: trained(
+        # One by one: checkpoints are not written in several threads.
+        runs = {
+            (name, config): trained(
                 store, make_mixture(name, self.std), config, self.seeds
-            ),
-            [(name, config) for config in configs[::-1] for name in mixtures],
-            program=lambda item: item,
-            show=lambda name, config: f"{name}, {config.prediction}",
-        )
+            )
+            for name in mixtures
+            for config in configs
+        }
         return [
             Setting(
                 self,
