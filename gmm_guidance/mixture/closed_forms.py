@@ -35,14 +35,16 @@ class ComponentTerms(NamedTuple):
     """One sample against all components: Eq. 1's terms and what they are made of.
 
     Attributes:
-        log_terms: ``log w_k + log N(x; m_k, C_k)``, ``[K]``.
+        log_terms: ``log w_k + log N(x; m_k, C_k) - offset``, ``[K]``.
         coordinates: ``x - m_k`` along the eigenvectors of component k, ``[d, K]``.
         precision: inverse eigenvalues of ``C_k``, ``[d or 1, K]``.
+        offset: what all log terms have in common; 0 in few dimensions.
     """
 
     log_terms: jax.Array
     coordinates: jax.Array
     precision: jax.Array
+    offset: jax.Array | float = 0.0
 
 
 def component_terms(
@@ -58,7 +60,48 @@ def component_terms(
         log_det + mixture.dim * math.log(2.0 * math.pi)
     )
     distance = _sum_leading(coordinates**2 * precision)
-    return ComponentTerms(constant - 0.5 * distance, coordinates, precision)
+    parts = ComponentTerms(constant - 0.5 * distance, coordinates, precision)
+    return (
+        parts if mixture.dim <= _UNROLLED_DIM else _relative(mixture, x, sigma, parts)
+    )
+
+
+def _relative(
+    mixture: MixtureParameters, x: jax.Array, sigma: jax.Array, parts: ComponentTerms
+) -> ComponentTerms:
+    """The terms without what they have in common with the largest.
+
+    In d dimensions each term is of the order of d, and at high noise the terms differ
+    by less than float32 resolves at that size. Differences are taken in each dimension,
+    before the sum.
+    """
+    nearest = jnp.argmax(parts.log_terms)
+    mean, variance = mixture.means[nearest], mixture.variances[nearest]
+    ours = (variance + sigma**2)[:, None]
+    change = mixture.variances.T - variance[:, None]
+    # log(C_k / C), of which log1p knows more unless the variances are far apart.
+    close = jnp.abs(change) < 0.5 * ours
+    log_ratio = jnp.where(
+        close,
+        jnp.log1p(jnp.where(close, change / ours, 0.0)),
+        -jnp.log(parts.precision * ours),
+    )
+    log_det = jnp.sum(log_ratio, axis=0) * (mixture.dim / log_ratio.shape[0])
+    if mixture.eigenvectors is None:
+        away = (x - mean)[:, None]
+        step = mixture.means.T - mean[:, None]
+        distance = jnp.sum(
+            parts.precision * (step * (step - 2.0 * away) - change / ours * away**2),
+            axis=0,
+        )
+        common = jnp.sum(away**2 / ours)
+    else:  # each component has axes of its own; on average a dimension gives 1
+        distance = jnp.sum(parts.coordinates**2 * parts.precision - 1.0, axis=0)
+        common = jnp.asarray(mixture.dim, distance.dtype)
+    common += jnp.sum(jnp.log(ours)) * (mixture.dim / len(ours))
+    offset = -0.5 * (common + mixture.dim * math.log(2.0 * math.pi))
+    log_terms = mixture.log_weights - 0.5 * (log_det + distance)
+    return parts._replace(log_terms=log_terms, offset=offset)
 
 
 def rotate(
@@ -103,8 +146,9 @@ def _sum_rotated(mixture: MixtureParameters, weighted: jax.Array) -> jax.Array:
 
 def log_prob_at(mixture, x, sigma, label):
     """Eq. 1, given the label."""
-    log_terms = component_terms(mixture, x, sigma).log_terms
-    log_p = jax.nn.logsumexp(_restricted(mixture, log_terms, label))
+    parts = component_terms(mixture, x, sigma)
+    log_p = jax.nn.logsumexp(_restricted(mixture, parts.log_terms, label))
+    log_p += parts.offset
     if label is None:
         return log_p
     return log_p - mixture.label_log_weights()[label]

@@ -54,7 +54,7 @@ class GaussianMixture:
 
     A registered pytree whose leaves are the parameters (labels are static), so ``jit``,
     ``vmap`` and ``grad`` work through it. Gradients with respect to a *full* covariance
-    go through an eigendecomposition and need distinct eigenvalues.
+    go through an eigendecomposition and need distinct eigenvalues; else they raise.
 
     Attributes describe the components, ``[K, ...]``; methods with a ``label`` describe
     the distribution of all classes or of one.

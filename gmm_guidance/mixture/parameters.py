@@ -190,7 +190,7 @@ def _diagonalize(
         variances = jnp.asarray(covariances, dtype)
     elif shape == (count, dim, dim):
         if values is None:
-            return tuple(jnp.linalg.eigh(jnp.asarray(covariances, dtype)))
+            return _eigh(jnp.asarray(covariances, dtype))
         return _diagonalize_concrete(values, dtype)
     else:
         raise ValueError(
@@ -202,6 +202,36 @@ def _diagonalize(
     if values is not None:
         _check_positive(np.asarray(values, np.float64).reshape(shape), "variance")
     return variances, None
+
+
+@jax.custom_jvp
+def _eigh(covariances: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues and eigenvectors, whose derivative needs distinct eigenvalues."""
+    return tuple(jnp.linalg.eigh(covariances))
+
+
+@_eigh.defjvp
+def _eigh_derivative(primals, tangents):
+    result, change = jax.jvp(
+        lambda matrix: tuple(jnp.linalg.eigh(matrix)), primals, tangents
+    )
+    eigenvalues = result[0]
+    gap = jnp.min(jnp.diff(eigenvalues) / eigenvalues[..., 1:], initial=1.0)
+    if (known := as_concrete(gap)) is not None:
+        _check_distinct(known)
+    else:
+        jax.debug.callback(_check_distinct, gap)
+    return result, change
+
+
+def _check_distinct(gap: Any) -> None:
+    if np.asarray(gap) <= 1e-6:
+        raise ValueError(
+            "gradients with respect to a full covariance are not defined where two of "
+            "its eigenvalues are equal, as they are for the identity; start from "
+            "variances of different sizes, such as np.diag([1.0, 1.1]), or pass "
+            "variances [K, d]."
+        )
 
 
 def _check_no_matrix(values: np.ndarray | None) -> None:

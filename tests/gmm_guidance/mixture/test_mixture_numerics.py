@@ -246,3 +246,67 @@ def test_noise_levels_and_labels_may_be_traced_and_mapped():
     for row, sigma, label in zip(swept, levels, labels, strict=True):
         alone = mixture.denoise(x, sigma, int(label))
         np.testing.assert_allclose(row, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind, dim",
+    [
+        ("scalar", 300),
+        ("diagonal", 300),
+        ("far apart", 300),
+        ("full", 64),
+    ],
+)
+def test_many_dimensions_against_float64(kind, dim):
+    """Each log density is of the order of d, and rounded to float32 there."""
+    rng, sigma = np.random.default_rng(dim), 80.0
+    means = rng.normal(size=(6, dim)).astype(np.float32)
+    if kind == "scalar":
+        covariances = np.full(6, 0.25)
+    elif kind == "full":
+        root = rng.normal(size=(6, dim, dim)) / dim**0.5
+        covariances = 0.2 * root @ root.swapaxes(1, 2) + 0.1 * np.eye(dim)
+    else:
+        spread = 0.3 if kind == "diagonal" else 3.0
+        covariances = np.exp(spread * rng.normal(size=(6, dim)))
+    x = (means[:3] + sigma * rng.normal(size=(3, dim))).astype(np.float32)
+    given = means, covariances.astype(np.float32), np.full(6, 1 / 6), np.zeros(6, int)
+    mixture, truth = GaussianMixture(*given), Mixture64.build(*given)
+    expected = truth.denoise(x.astype(float), sigma)
+    size = max(1.0, np.abs(expected).max() / 10)
+    error = np.abs(np.asarray(mixture.denoise(x, sigma)) - expected).max()
+    assert error < 1e-5 * size
+    log_p = truth.log_prob(x.astype(float), sigma)
+    np.testing.assert_allclose(mixture.log_prob(x, sigma), log_p, rtol=1e-6)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_gradients_in_many_dimensions(full):
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(4, 12)).astype(np.float32)
+    spread = np.exp(rng.normal(size=(4, 12))).astype(np.float32)
+    if full:
+        spread = np.stack([np.diag(v) for v in spread])
+    mixture = GaussianMixture(means, spread)
+    x = rng.normal(size=(3, 12)).astype(np.float32)
+    slope_of = jax.jit(jax.grad(lambda x, sigma: mixture.log_prob(x, sigma).sum()))
+    for sigma in (1e-3, 0.5, 30.0):
+        slope = slope_of(x, sigma)
+        np.testing.assert_allclose(slope, mixture.score(x, sigma), rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_derivatives_by_equal_eigenvalues_are_refused(compiled):
+    x, means = jnp.array([[1.0, 2.0]]), jnp.array([[-4.0, 0.0], [4.0, 0.0]])
+
+    def log_prob(covariances):
+        return GaussianMixture(means, covariances).log_prob(x, 0.5).sum()
+
+    slope = jax.jit(jax.grad(log_prob)) if compiled else jax.grad(log_prob)
+    with pytest.raises(Exception, match="two of its eigenvalues are equal"):
+        jax.block_until_ready(slope(jnp.stack([jnp.eye(2)] * 2)))
+        jax.effects_barrier()
+    start = jnp.stack([jnp.diag(jnp.array([1.0, 1.1]))] * 2)
+    step = 1e-2 * jnp.zeros_like(start).at[0, 0, 1].set(1.0).at[0, 1, 0].set(1.0)
+    numeric = (log_prob(start + step) - log_prob(start - step)) / 2
+    np.testing.assert_allclose((slope(start) * step).sum(), numeric, rtol=1e-2)
