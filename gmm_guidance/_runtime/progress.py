@@ -45,6 +45,8 @@ class Reporter:
         )
 
     def __enter__(self) -> Reporter:
+        if not self.has_bars:
+            return self
         try:
             self._progress.start()
         except LiveError:  # within a display of the caller, where rich nests none
@@ -52,7 +54,8 @@ class Reporter:
         return self
 
     def __exit__(self, *details: Any) -> None:
-        self._progress.stop()
+        if self.has_bars:  # else rich before 13.8 prints an empty line
+            self._progress.stop()
 
     def task(self, name: str, total: int) -> Task:
         """Start a task of ``total`` units."""

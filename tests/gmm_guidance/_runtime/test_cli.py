@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -68,3 +70,40 @@ def test_other_errors_are_defects_and_pass_through():
     with pytest.raises(ZeroDivisionError):
         run_command("tool", lambda: 1 / 0)
     assert run_command("tool", lambda: None) == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "streams",
+    [
+        "> /dev/full",
+        pytest.param("> /dev/full 2> /dev/full", marks=pytest.mark.ci),
+    ],
+)
+def test_a_full_stream_does_not_end_a_run(tmp_path, streams):
+    script = tmp_path / "tool.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "import gmm_guidance._runtime.cli as cli\n"
+        "from gmm_guidance._runtime.progress import Reporter\n"
+        "def body():\n"
+        "    with Reporter() as reporter:\n"
+        "        [reporter.say('x' * 999) for _ in range(99)]\n"
+        "        print('y' * 999, file=sys.stderr)\n"
+        "    print('z' * 99_999)\n"
+        "    Path(sys.argv[1]).write_text('done')\n"
+        "sys.exit(cli.run_command('tool', body))\n"
+    )
+    made = tmp_path / "made"
+    command = f"{sys.executable} {script} {made} {streams}"
+    ended = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 0 and made.read_text() == "done"
+    if "2>" not in streams:
+        assert "standard output could not be written (No space left" in ended.stderr
+        assert "Exception ignored" not in ended.stderr
+    piped = f"set -o pipefail; {sys.executable} {script} {made}2 | head -c 1"
+    ended = subprocess.run(
+        ["bash", "-c", piped], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert ended.returncode == 0 and b"rror" not in ended.stderr
+    assert (tmp_path / "made2").exists()
