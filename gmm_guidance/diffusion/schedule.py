@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import warnings
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import jax.numpy as jnp
@@ -228,6 +229,9 @@ class CustomSchedule:
         return np.array(self.values)
 
 
+_START = 20.0  # the first level of ``sigma_range``, over the root mean square
+
+
 def default_schedule(denoiser: Any, num_steps: int = 64) -> Karras:
     """The schedule that ``guided_sample`` uses if it is given none.
 
@@ -250,6 +254,35 @@ def default_schedule(denoiser: Any, num_steps: int = 64) -> Karras:
         return Karras(num_steps)
     low, high = found
     return Karras(num_steps, float(low), float(high))
+
+
+def warn_of_scale(levels: np.ndarray, denoiser: Any, *, has_initial: bool) -> None:
+    """Warn of noise levels that do not fit the scale of the data, where it is known.
+
+    Args:
+        levels: of a schedule, ``[N + 1]``.
+        denoiser: any denoiser; ``sigma_range`` tells the scale.
+        has_initial: whether the run starts from given points, at any level.
+    """
+    found = getattr(denoiser, "sigma_range", None)
+    if found is None:
+        return
+    extent = float(found[1]) / _START  # root mean square of the data
+    remedy = "leave schedule out, or take one like default_schedule(denoiser)"
+    if not has_initial and levels[0] < extent:
+        warnings.warn(
+            f"the schedule starts at the noise level {levels[0]:.3g}, below the size "
+            f"of the data, {extent:.3g} (root mean square): pure noise of that level "
+            f"is no sample of the noised data; {remedy}.",
+            stacklevel=3,
+        )
+    elif levels[-2] > extent:
+        warnings.warn(
+            f"the last noise level before 0 is {levels[-2]:.3g}, above the size of the "
+            f"data, {extent:.3g} (root mean square): samples are averages of the data; "
+            f"{remedy}.",
+            stacklevel=3,
+        )
 
 
 def levels_of(schedule: Any) -> np.ndarray:

@@ -25,7 +25,12 @@ from gmm_guidance._runtime.pytree import split
 from gmm_guidance.blocks.evaluate import check_denoiser
 from gmm_guidance.blocks.stack import is_block_stack
 from gmm_guidance.diffusion.denoiser import Denoiser
-from gmm_guidance.diffusion.schedule import Schedule, default_schedule, levels_of
+from gmm_guidance.diffusion.schedule import (
+    Schedule,
+    default_schedule,
+    levels_of,
+    warn_of_scale,
+)
 from gmm_guidance.guidance.rule import GuidanceRule, Unguided, check_rule
 from gmm_guidance.sampling.guided_denoise import (
     check_blocks,
@@ -189,8 +194,11 @@ def guided_sample(
     check_denoiser(denoiser)
     check_rule(guidance)
     solver = as_solver(solver)
+    is_own = schedule is not None
     schedule = default_schedule(denoiser) if schedule is None else schedule
     levels = levels_of(schedule)
+    if is_own:
+        warn_of_scale(levels, denoiser, has_initial=initial is not None)
     if initial is not None:
         initial = as_samples(initial, name="initial").astype(jnp.result_type(float))
     shape = _sample_shape(denoiser, sample_shape, initial)

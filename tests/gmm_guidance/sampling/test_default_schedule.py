@@ -31,3 +31,17 @@ def test_derivatives_of_mambo_g_are_finite():
         lambda x: gg.guided_denoise(exact, gg.MAMBOG(2.0), x, 0.01, 1).sum()
     )(x)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    "mean, variance, message",
+    [(149.0, 100.0, "below the size of the data, 149"), (0.0, 1e-8, "above the size")],
+)
+def test_a_schedule_of_another_scale_is_warned_of(mean, variance, message):
+    denoiser = gg.ExactDenoiser(gg.GaussianMixture([[mean]], variance))
+    draw = dict(num_samples=2, schedule=gg.Karras(2), solver="euler")
+    with pytest.warns(UserWarning, match=message):
+        gg.guided_sample(jax.random.key(0), denoiser, **draw)
+    if mean:  # from given points a run may start anywhere
+        x = np.full((2, 1), mean, np.float32)
+        gg.guided_sample(jax.random.key(0), denoiser, initial=x, **draw)
