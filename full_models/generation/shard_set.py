@@ -34,7 +34,7 @@ from gmm_guidance._runtime.files import (
     to_disk,
     write_text,
 )
-from gmm_guidance._runtime.npz import headers, read_array
+from gmm_guidance._runtime.npz import DAMAGE, headers, read_array
 from gmm_guidance._runtime.schema import (
     Count,
     Index,
@@ -346,7 +346,7 @@ def _read_labels(path: Path, num: int) -> np.ndarray:
             labels = np.frombuffer(file.read(), np.int32)
             if len(labels) != num or (labels < 0).any():
                 raise ValueError(f"it must hold {num} labels of at least 0")
-        except (ValueError, EOFError) as error:
+        except DAMAGE as error:
             raise damaged(path, brief(error)) from error
     return labels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from gmm_guidance._runtime.schema import brief
 
 # No entry compressed by deflate is larger than this times its compressed size.
 _MOST_COMPRESSION = 1032
-_DAMAGE = (
+# How NumPy and zipfile fail on damaged files.
+DAMAGE = (
     ValueError,
     SyntaxError,  # of a header, by NumPy
+    tokenize.TokenError,
     OSError,
     EOFError,
     KeyError,
@@ -124,7 +127,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as file:
             yield file
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{path} is damaged or no .npz file ({brief(error)}); write it again with "
             f"numpy.savez."
