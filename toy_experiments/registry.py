@@ -17,6 +17,7 @@ from toy_experiments import (
     explorer,
     guidance_windows,
     mask_variance,
+    moving_digits,
     naive_vs_single,
     phase_diagram,
     power_distribution,
@@ -50,6 +51,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         autoguidance_toy,
         cfg_zero_toy,
         digits,
+        moving_digits,
     )
 }
 #: What each group is about.

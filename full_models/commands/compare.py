@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,13 @@ from full_models.commands.options import (
 )
 from full_models.commands.sample import draw, results
 from full_models.generation.run_folder import RunFolder
+from full_models.generation.videos import (
+    WRITER,
+    contact_sheet,
+    has_writer,
+    save_mp4,
+    side_by_side,
+)
 from gmm_guidance._runtime.progress import Reporter
 
 _INCHES = 1.1  # of one image
@@ -36,6 +44,8 @@ class Compare:
     rules: str = "unguided,cfg,s2"
     """Names of the rules, with their defaults: cfg and s2 of the guidance options, pag,
     seg, slg, stg, tpg, apg, adg and more. Blocks are the middle one."""
+    fps: int = 16
+    """Frames a second of compare.mp4, the rules side by side, for models of videos."""
 
     def run(self, reporter: Reporter) -> list[Path]:
         """Draw all rules; returns the files. Raises as ``sample``."""
@@ -60,6 +70,7 @@ class Compare:
                 title, make = known.get(name, (name.upper(), named))
                 rules[name, title] = make()
             arrays, images, passes, numbers = {"labels": labels}, {}, {}, {}
+            writer: dict[str, Any] = {}
             for (key, title), rule in rules.items():
                 drawn = draw(title, loaded, rule, reporter)
                 reporter.say(f"{title}: {drawn.speed()}")
@@ -73,25 +84,37 @@ class Compare:
                 figure = comparison_figure(images, passes, names)
                 figure.savefig(folder.path / "compare.png", dpi=200)
                 plt.close(figure)
-            folder.record({**results(run, labels), "rules": numbers})
+            is_video = any(shown.ndim == 5 for shown in images.values())
+            if is_video and has_writer():
+                video = side_by_side(images)
+                save_mp4(folder.path / "compare.mp4", video, self.fps)
+                writer = {"video": {**WRITER, "fps": self.fps}}
+            folder.record({**results(run, labels), "rules": numbers, **writer})
         return folder.files()
 
 
 def comparison_figure(
     images: dict[str, np.ndarray], passes: dict[str, float], label_names: list[str]
 ) -> Figure:
-    """A row for each rule, a column for each seed.
+    """A row for each rule, a column for each seed; of videos a sheet for each rule.
 
     Args:
-        images: of each rule, by its name, uint8 ``[n, H, W, 3 or 1]``.
+        images: of each rule, by its name, uint8 ``[n, (F,) H, W, 3 or 1]``.
         passes: passes per image of each of these rules.
         label_names: of the columns, ``n`` of them.
     """
+    height = width = _INCHES
+    if next(iter(images.values())).ndim == 5:
+        images = {name: contact_sheet(videos)[None] for name, videos in images.items()}
+        sheet = next(iter(images.values()))[0]
+        height = _INCHES * len(label_names)
+        width = height * sheet.shape[1] / sheet.shape[0]
+        label_names = [", ".join(label_names)]
     rows, columns = len(images), len(label_names)
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(_INCHES * columns + 1.2, _INCHES * rows + 0.5),
+        figsize=(width * columns + 1.2, height * rows + 0.5),
         squeeze=False,
         layout="constrained",
     )

@@ -64,7 +64,13 @@ class Generate:
     def fill(self, loaded: LoadedRun, reporter: Reporter, resume: bool) -> list[Path]:
         """As ``run``, with a model that is loaded already."""
         rule = loaded.rule()
-        has_images = loaded.decoder or loaded.run.pipeline.sample_shape[-1] in (1, 3)
+        shape = loaded.run.pipeline.sample_shape
+        has_images = loaded.decoder or shape[-1] in (1, 3)
+        if self.shards.format == "png" and len(shape) > 3:
+            raise ValueError(
+                "PNG shards hold images, but this model draws videos; use --format "
+                "npz. (pack writes mp4 files.)"
+            )
         if self.shards.format == "png" and not has_images:
             raise ValueError(
                 "PNG shards need images, but these are latents; name an autoencoder "

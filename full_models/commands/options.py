@@ -101,11 +101,11 @@ class DrawOptions:
     """Classes by number or ImageNet name, taken in turn (corgi takes every class with
     this word in its names); all, random, or none for unconditional samples."""
     prompts: Path | None = None
-    """Prompts of a text-to-image model, taken in turn: a file or folder of
-    embed-prompts."""
+    """Prompts of a text-to-image or text-to-video model, taken in turn: a file or
+    folder of embed-prompts."""
     size: str | None = None
-    """Width and height of images in pixels, such as 1024x768, for models that draw any;
-    1024x1024 by default."""
+    """Width and height in pixels, such as 1024x768, for models that draw any; 1024x1024
+    by default, of videos 832x480."""
     num: int = 16
     """Number of samples."""
     steps: Annotated[int | None, _OfModel] = None
@@ -364,8 +364,8 @@ def _of_size(checkpoint: Checkpoint, size: str | None) -> Checkpoint:
     config = checkpoint.config
     if not hasattr(config, "for_image"):
         raise ValueError(
-            f"--size is for text-to-image models, but {checkpoint.family.name} draws "
-            f"the size of its weights; leave it out."
+            f"--size is for models of prompts, but {checkpoint.family.name} draws the "
+            f"size of its weights; leave it out."
         )
     width, height = map(int, size.split("x"))
     return dataclasses.replace(checkpoint, config=config.for_image(height, width))
@@ -376,7 +376,7 @@ def _check_condition(pipeline: Pipeline, draw: DrawOptions) -> None:
     if pipeline.condition == "labels":
         if draw.prompts is not None:
             raise ValueError(
-                f"--prompts is for text-to-image models, but this one has classes "
+                f"--prompts is for models of prompts, but this one has classes "
                 f"({pipeline.title}); use --labels."
             )
     elif draw.labels not in (None, "all"):

@@ -1,4 +1,4 @@
-"""``full-models pack``: a complete set as one file, or as folders of images."""
+"""``full-models pack``: a complete set as one file, or folders of images or videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gmm_guidance._runtime.progress import Reporter
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-    """Write a generated set as the one .npz that FID evaluators read, or as images."""
+    """Write a generated set as one .npz that evaluators read, or as single files."""
 
     set: Path
     """Directory of full-models generate, complete."""
@@ -19,10 +19,12 @@ class Pack:
     """Folder for the result; that of the set by default."""
     layout: PackLayout = "npz"
     """Layout: npz is samples_<n>x<H>x<W>x3.npz, folder is images/<index>.png, by-label
-    is images/<label>/<index>.png."""
+    is images/<label>/<index>.png. Videos are mp4 files in the folder videos."""
+    fps: int = 16
+    """Frames a second of mp4 files."""
 
     def run(self, reporter: Reporter) -> list[Path]:
         """Pack the set; returns the file or folder. Raises as ``pack``."""
         with reporter.task("packing", complete_set(self.set).num) as task:
             out = self.out or self.set
-            return [pack(self.set, out, self.layout, task.move_to)]
+            return [pack(self.set, out, self.layout, task.move_to, self.fps)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,12 @@ from full_models.commands.options import (
 from full_models.generation.images import grid_columns, make_grid, save_png
 from full_models.generation.run_folder import RunFolder, machine
 from full_models.generation.sampler import Batch, unused_places
-from full_models.generation.videos import WRITER, contact_sheet, save_mp4
+from full_models.generation.videos import (
+    WRITER,
+    contact_sheet,
+    has_writer,
+    save_mp4,
+)
 from gmm_guidance._runtime.progress import Reporter
 
 
@@ -44,8 +48,8 @@ class Sample:
             loaded = run.load()
             labels = loaded.labels()
             reporter.say(
-                f"{run.checkpoint.title}; {len(labels)} images, {run.draw.steps} steps "
-                f"of {run.draw.solver}{loaded.label_names()}"
+                f"{run.checkpoint.title}; {len(labels)} samples, {run.draw.steps} "
+                f"steps of {run.draw.solver}{loaded.label_names()}"
             )
             drawn = draw("sampling", loaded, loaded.rule(), reporter)
             reporter.say(drawn.speed())
@@ -58,8 +62,9 @@ class Drawn(NamedTuple):
     """Samples of one rule.
 
     Attributes:
-        samples: as the model has them, float32 ``[n, H, W, C]``.
-        images: bytes ``[n, H', W', 3 or 1]``; ``None`` for latents without a decoder.
+        samples: as the model has them, float32 ``[n, (T,) H, W, C]``.
+        images: bytes ``[n, (F,) H', W', 3 or 1]``; ``None`` for latents without a
+            decoder.
         seconds: wall time of sampling, with compilation.
         images_per_second: without compilation.
         passes_per_image: expected forward passes of the network.
@@ -79,8 +84,8 @@ class Drawn(NamedTuple):
     def speed(self) -> str:
         """Times and passes, for the terminal."""
         return (
-            f"{len(self.samples)} images in {self.seconds:.1f} s with compilation, "
-            f"{self.images_per_second:.3g} images/s without, "
+            f"{len(self.samples)} samples in {self.seconds:.1f} s with compilation, "
+            f"{self.images_per_second:.3g} samples/s without, "
             f"{self.passes_per_image:.1f} passes each"
         )
 
@@ -104,7 +109,7 @@ def draw(
             stop = min(start + sampler.samples_at_once, num)
             batches.append(sampler.draw(np.arange(start, stop), labels[start:stop]))
             speed = stop / max(time.monotonic() - compiled, 1e-9)
-            task.move_to(stop, f"{speed:.3g} images/s")
+            task.move_to(stop, f"{speed:.3g} samples/s")
     images = [b.images for b in batches if b.images is not None]
     return Drawn(
         np.concatenate([b.samples for b in batches]),
@@ -138,7 +143,7 @@ def _write(folder: Path, drawn: Drawn, labels: np.ndarray, fps: int) -> dict[str
         names = [f"{index:06d}-{label}" for index, label in enumerate(labels)]
         if images.ndim == 5:
             save_png(folder / "grid.png", contact_sheet(images))
-            if importlib.util.find_spec("av") is not None:
+            if has_writer():
                 (folder / "videos").mkdir()
                 for name, frames in zip(names, images, strict=True):
                     save_mp4(folder / "videos" / f"{name}.mp4", frames, fps)

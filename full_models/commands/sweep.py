@@ -28,8 +28,8 @@ from gmm_guidance._runtime.checks import as_path
 from gmm_guidance._runtime.progress import Reporter
 from gmm_guidance._runtime.schema import Object, brief, checked, read_toml
 
-# Options of all settings: a sweep loads model and autoencoder once.
-_SHARED = ("mesh", "vae")
+# Options of all settings: a sweep loads model, prompts and autoencoder once.
+_SHARED = ("mesh", "vae", "prompts", "size")
 _MOST_SETTINGS = 10_000
 _LONGEST_NAME = 240  # bytes of a file name, of which file systems allow 255
 
@@ -48,6 +48,11 @@ class Sweep:
     vae: Path | None = None
     """Folder or file of the autoencoder (diffusers) that decodes latents to images;
     none keeps latents."""
+    prompts: Path | None = None
+    """Prompts of all settings, for models that have them: a file or folder of
+    embed-prompts."""
+    size: str | None = None
+    """Width and height in pixels, for models that draw any."""
     mesh: str = DrawOptions.mesh
     """Devices that divide the samples, the weights of each block and its products."""
     show: bool = False
@@ -210,6 +215,8 @@ def _combinations(name: str, values: dict[str, list[Any]]) -> Iterator[Setting]:
 
 def _like(value: Any, like: Any) -> Any:
     """A value of TOML as an option has it, of the type of another value."""
+    if like == () and isinstance(value, list) and all(type(v) is str for v in value):
+        return tuple(value)  # the words of a rule
     if isinstance(like, tuple) and isinstance(value, list) and len(value) == len(like):
         return tuple(_like(v, part) for v, part in zip(value, like, strict=True))
     if isinstance(like, float) and type(value) is int and abs(value) < 2**53:

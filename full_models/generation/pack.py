@@ -13,6 +13,7 @@ import numpy as np
 
 from full_models.generation.images import save_png
 from full_models.generation.shard_set import MANIFEST, ShardSet
+from full_models.generation.videos import save_mp4
 from gmm_guidance._runtime.files import atomic, atomic_folder, locked_folder
 
 PackLayout = Literal["npz", "folder", "by-label"]
@@ -42,7 +43,9 @@ def complete_set(folder: Path) -> ShardSet:
     return found
 
 
-def pack(folder: Path, out: Path, layout: PackLayout, progress: Progress) -> Path:
+def pack(
+    folder: Path, out: Path, layout: PackLayout, progress: Progress, fps: int = 16
+) -> Path:
     """Write a complete set in one of the layouts; returns the file or folder.
 
     - ``"npz"``: ``samples_<n>x<H>x<W>x3.npz`` with ``arr_0`` uint8 ``[n, H, W, 3]``, as
@@ -51,13 +54,17 @@ def pack(folder: Path, out: Path, layout: PackLayout, progress: Progress) -> Pat
     - ``"folder"``: ``images/<index>.png``.
     - ``"by-label"``: ``images/<label>/<index>.png``.
 
+    Videos are ``arr_0`` ``[n, F, H, W, 3]``, or ``videos/<index>.mp4``.
+
     Args:
         folder: the directory of ``generate``.
         out: folder for the result.
         layout: see above.
         progress: called with the number of images done.
+        fps: frames a second of mp4 files.
 
     Raises:
+        ImportError: for mp4 files, without PyAV.
         FileNotFoundError: if there is no set.
         FileExistsError: if the result is there already.
         BlockingIOError: if another process holds the directory.
@@ -66,18 +73,22 @@ def pack(folder: Path, out: Path, layout: PackLayout, progress: Progress) -> Pat
     with contextlib.ExitStack() as stack:
         if os.access(folder, os.W_OK):  # else nobody changes it meanwhile
             stack.enter_context(locked_folder(folder))
-        return _pack(complete_set(folder), out, layout, progress)
+        return _pack(complete_set(folder), out, layout, progress, fps)
 
 
-def _pack(found: ShardSet, out: Path, layout: PackLayout, progress: Progress) -> Path:
+def _pack(
+    found: ShardSet, out: Path, layout: PackLayout, progress: Progress, fps: int
+) -> Path:
     first = found.read_shard(found.shards()[0]).images
     if first is None:
         raise ValueError(
             f"{found.out} holds latents without images; generate it with --vae to pack "
             f"it."
         )
-    shape = (found.num, *first.shape[1:3], 3)
-    name = "images" if layout != "npz" else f"samples_{'x'.join(map(str, shape))}.npz"
+    shape = (found.num, *first.shape[1:-1], 3)
+    name = "videos" if first.ndim == 5 else "images"
+    if layout == "npz":
+        name = f"samples_{'x'.join(map(str, shape))}.npz"
     path = out / name
     if path.exists():
         raise FileExistsError(f"{path} exists already; delete it, or choose --out.")
@@ -88,7 +99,7 @@ def _pack(found: ShardSet, out: Path, layout: PackLayout, progress: Progress) ->
             _write_npz(temporary, shape, found.labels, images)
     else:
         with atomic_folder(path) as temporary:
-            _write_folder(temporary, found.labels, images, layout == "by-label")
+            _write_folder(temporary, found.labels, images, layout == "by-label", fps)
     return path
 
 
@@ -127,14 +138,21 @@ def _write_npz(
 
 
 def _write_folder(
-    folder: Path, labels: np.ndarray, images: Iterator[np.ndarray], by_label: bool
+    folder: Path,
+    labels: np.ndarray,
+    images: Iterator[np.ndarray],
+    by_label: bool,
+    fps: int,
 ) -> None:
     index = 0
     for part in images:
         for image in part:
             place = folder / str(labels[index]) if by_label else folder
             place.mkdir(exist_ok=True)
-            save_png(place / f"{index:09d}.png", image)
+            if image.ndim == 4:
+                save_mp4(place / f"{index:09d}.mp4", image, fps)
+            else:
+                save_png(place / f"{index:09d}.png", image)
             index += 1
 
 

@@ -152,7 +152,7 @@ def _make(
             count = sum(shard.count for shard in together)
             done += count
             speed = (done - before) / max(time.monotonic() - begun, 1e-9)
-            task.move_to(done, f"{speed:.3g} images/s")
+            task.move_to(done, f"{speed:.3g} samples/s")
             if _agreed(interruption, failure, shards.out):
                 break
         failure = _written(pending)

@@ -23,7 +23,7 @@ from gmm_guidance.sharding import (
     replicate,
 )
 
-_DECODED_AT_ONCE = 4
+_DECODED_AT_ONCE = 4  # images; videos one by one
 _RESERVE = 0.1  # of the memory is left to everything else
 
 
@@ -31,8 +31,9 @@ class Batch(NamedTuple):
     """Samples that this process drew.
 
     Attributes:
-        samples: as the model has them, float32 ``[n, H, W, C]``.
-        images: bytes ``[n, H', W', 3 or 1]``; ``None`` for latents without a decoder.
+        samples: as the model has them, float32 ``[n, (T,) H, W, C]``.
+        images: bytes ``[n, (F,) H', W', 3 or 1]``; ``None`` for latents without a
+            decoder.
     """
 
     samples: np.ndarray
@@ -186,7 +187,7 @@ def _images(mesh: Mesh, decoder: Any, samples: jax.Array) -> jax.Array | None:
         images = jax.lax.map(
             lambda latent: decoder.decode(latent[None])[0],
             samples,
-            batch_size=min(_DECODED_AT_ONCE, samples.shape[0]),
+            batch_size=1 if samples.ndim == 5 else min(_DECODED_AT_ONCE, len(samples)),
         )
         return to_uint8(images)
 

@@ -49,6 +49,7 @@ from gmm_guidance._runtime.tensor_files import differences
 ShardFormat = Literal["npz", "png"]
 PLAN, LABELS, MANIFEST = "plan.json", "labels.npy", "manifest.json"
 _KIND = "full_models generation"
+_REMEDIES = {"latents": "name an autoencoder with --vae, or ", "videos": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,8 @@ class ShardArrays(NamedTuple):
 
     Attributes:
         labels: int32 ``[n]``.
-        images: bytes ``[n, H, W, C]``, or ``None``.
-        samples: as the model has them, float32 ``[n, h, w, c]``, or ``None``.
+        images: bytes ``[n, H, W, C]``, of videos ``[n, F, H, W, C]``, or ``None``.
+        samples: as the model has them, float32 ``[n, (t,) h, w, c]``, or ``None``.
     """
 
     labels: np.ndarray
@@ -230,10 +231,11 @@ class ShardSet:
             kept |= {"labels": arrays.labels, "index": index}
             with atomic(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **kept)
-        elif arrays.images is None:
+        elif arrays.images is None or arrays.images.ndim != 4:
+            what = "latents" if arrays.images is None else "videos"
             raise ValueError(
-                "PNG shards need images, but these are latents; name an autoencoder "
-                "with --vae, or use --format npz."
+                f"PNG shards hold images, but these are {what}; "
+                f"{_REMEDIES[what]}use --format npz."
             )
         else:
             with atomic_folder(path) as temporary:
@@ -356,8 +358,8 @@ def _read_npz(path: Path, count: int) -> ShardArrays:
     found = headers(path)
     wanted = {
         "labels": lambda a: a.dtype == np.int32 and a.shape == (count,),
-        "arr_0": lambda a: a.dtype == np.uint8 and len(a.shape) == 4,
-        "samples": lambda a: a.dtype == np.float32 and len(a.shape) == 4,
+        "arr_0": lambda a: a.dtype == np.uint8 and len(a.shape) in (4, 5),
+        "samples": lambda a: a.dtype == np.float32 and len(a.shape) in (4, 5),
     }
     present = [name for name in wanted if name in found]
     if "labels" not in present or len(present) < 2:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from full_models.generation.images import make_grid
 from gmm_guidance._runtime.files import atomic
@@ -13,6 +16,13 @@ from gmm_guidance._runtime.files import atomic
 # The same for all rules, and part of the record of a run.
 WRITER = {"codec": "libx264", "crf": "18", "pixel_format": "yuv420p"}
 _SHOWN = 8  # frames of a sheet
+_SMALLEST = 96  # side of a video among others; smaller ones are enlarged
+_TITLE = 24  # pixels of the line above a column
+
+
+def has_writer() -> bool:
+    """Whether mp4 files can be written: PyAV is installed."""
+    return importlib.util.find_spec("av") is not None
 
 
 def save_mp4(path: Path, frames: np.ndarray, fps: int = 16) -> None:
@@ -76,6 +86,35 @@ def contact_sheet(videos: np.ndarray, frames: int = _SHOWN) -> np.ndarray:
     return make_grid(shown.reshape(-1, *shown.shape[2:]), count)
 
 
-def side_by_side(videos: list[np.ndarray]) -> np.ndarray:
-    """Videos of equal shape ``[F, H, W, C]`` next to each other: one of all rules."""
-    return np.concatenate(videos, axis=2)
+def side_by_side(videos: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One video of several rules: a column for each, under its name.
+
+    Args:
+        videos: of each rule, by its name, uint8 ``[n, F, H, W, 3 or 1]`` of equal
+            shapes; the ``n`` videos of a rule are below each other. Small ones are
+            enlarged, each pixel to a square.
+
+    Returns:
+        Frames for ``save_mp4``, uint8 ``[F, H', W', 3]`` of even sides.
+    """
+    _, frames, height, width, _ = next(iter(videos.values())).shape
+    factor = max(1, -(-_SMALLEST // min(height, width)))
+    columns = []
+    for name, several in videos.items():
+        large = several.repeat(factor, axis=2).repeat(factor, axis=3)
+        column = np.concatenate(list(large), axis=1)
+        column = np.broadcast_to(column, (*column.shape[:3], 3))
+        title = Image.new("RGB", (column.shape[2], _TITLE), "white")
+        ImageDraw.Draw(title).text((4, 4), name, "black", _font())
+        above = np.repeat(np.asarray(title)[None], frames, axis=0)
+        columns.append(np.concatenate([above, column], axis=1))
+    joined = np.concatenate(columns, axis=2)
+    odd = [(0, side % 2) for side in joined.shape[1:3]]
+    return np.pad(joined, [(0, 0), *odd, (0, 0)], constant_values=255)
+
+
+def _font() -> Any:
+    try:
+        return ImageFont.load_default(14)
+    except (ImportError, TypeError):  # a Pillow without FreeType
+        return ImageFont.load_default()

@@ -103,7 +103,7 @@ def test_same_run_in_other_batches_gives_the_same(capsys, weights, finished, tmp
     status, text, _ = run_cli(
         capsys, "sample", "--weights", weights, "--out", out, *options
     )
-    assert status == 0 and str(out / "grid.png") in text and "images/s" in text
+    assert status == 0 and str(out / "grid.png") in text and "samples/s" in text
     with np.load(finished / "samples.npz") as a, np.load(out / "samples.npz") as b:
         np.testing.assert_allclose(a["samples"], b["samples"], rtol=1e-4, atol=1e-4)
 

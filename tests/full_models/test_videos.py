@@ -69,9 +69,12 @@ def test_sheets_show_the_first_and_the_last_frame():
 
 
 def test_rules_side_by_side():
-    joined = side_by_side([clip(), clip() + 1])
-    assert joined.shape == (5, 32, 96, 3)
-    np.testing.assert_array_equal(joined[:, :, 48:], clip() + 1)
+    """Columns under their titles, seeds below each other, small ones enlarged."""
+    two = np.stack([clip(), clip() + 1])
+    joined = side_by_side({"CFG": two, "S²": two + 2})
+    assert joined.shape == (5, 24 + 2 * 96, 2 * 144, 3)
+    np.testing.assert_array_equal(joined[:, 24 + 96 :: 3, 144::3], clip() + 3)
+    assert joined[0, :24].min() == 0 and joined[0, :24, 100:144].min() == 255
 
 
 @pytest.mark.parametrize("has_av", [True, False])
@@ -79,9 +82,7 @@ def test_files_of_a_drawing(tmp_path, monkeypatch, has_av):
     """Sheets and samples.npz need no extra; mp4 files are written where they can be."""
     if has_av:
         pytest.importorskip("av", reason="the video extra is not installed")
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: object() if has_av else None
-    )
+    monkeypatch.setattr("full_models.commands.sample.has_writer", lambda: has_av)
     videos = np.stack([clip(), clip()])
     drawn = Drawn(np.zeros((2, 2, 4, 6, 4), np.float32), videos, 1.0, 1.0, 2.0)
     record = _write(tmp_path, drawn, np.array([3, 1]), 16)

@@ -131,7 +131,9 @@ def test_bad_prompts(network, context, negative, message):
     if negative == (5, 20):
         return
     with pytest.raises(ValueError, match="prompts must be finite"):
-        network.with_prompts(Prompts(np.full((1, 2, 20), np.nan), np.zeros((2, 20))))
+        network.with_prompts(Prompts(np.full((1, 2, 20), np.nan), np.ones((2, 20))))
+    with pytest.raises(ValueError, match="zeros for the negative prompt"):
+        network.with_prompts(Prompts(np.ones((1, 2, 20)), np.zeros((2, 20))))
 
 
 # --- noise levels

@@ -131,10 +131,14 @@ class Classifier:
         """Values of the hidden layer, ``[n, units]``."""
         return np.maximum(_flat(images) @ self.weights[0] + self.biases[0], 0.0)
 
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The most probable class of each image, ``[n]``."""
+        logits = self.features(images) @ self.weights[1] + self.biases[1]
+        return logits.argmax(1)
+
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Fraction of images whose most probable class is the intended one."""
-        logits = self.features(images) @ self.weights[1] + self.biases[1]
-        return float(np.mean(logits.argmax(1) == labels))
+        return float(np.mean(self.predict(images) == labels))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
@@ -105,8 +106,8 @@ class Wan(nnx.Module):
             prompts: ``N`` prompts of up to ``text_length`` tokens, padded with zeros.
 
         Raises:
-            ValueError: for prompts of another family or other shapes, or values that
-                are not finite.
+            ValueError: for prompts of another family or other shapes, values that are
+                not finite, or a prompt of zeros alone.
         """
         c = self.config
         family = getattr(prompts, "family", None)
@@ -129,11 +130,31 @@ class Wan(nnx.Module):
                     f"the prompts with the text encoder of the model."
                 )
         rows = [_padded(a, c.text_length) for a in (context, negative[None])]
-        table = jax.jit(_embedded)(self.text, jnp.concatenate(rows))
+        table = jnp.concatenate(rows)
+        if (empty := np.flatnonzero(~np.asarray(table).any(axis=(1, 2)))).size:
+            which = "the negative prompt" if empty[0] == len(context) else int(empty[0])
+            raise ValueError(
+                f"no prompt may be all zeros, got zeros for {which}; embed the prompts "
+                f"with the text encoder of the model (the empty text is embedded like "
+                f"any other)."
+            )
+        table = jax.jit(_embedded)(self.text, table)
         if not bool(jnp.isfinite(table).all()):
             raise ValueError(
                 "prompts must be finite, got NaN or infinite values; embed them again."
             )
+        return self._bound(table)
+
+    def bind(self, context: jax.Array) -> Wan:
+        """``with_prompts`` without checks, for training: it may be differentiated.
+
+        Args:
+            context: ``[N + 1, text_length, C]``, padded with zeros; the negative prompt
+                last.
+        """
+        return self._bound(_embedded(self.text, context))
+
+    def _bound(self, table: jax.Array) -> Wan:
         leaves, structure = jax.tree.flatten(self)
         bound = jax.tree.unflatten(structure, leaves)  # arrays are shared
         bound.prompts = nnx.Param(table)
