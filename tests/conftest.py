@@ -8,6 +8,8 @@ environment is kept.
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 from support.compilation import compile_quickly
 
@@ -38,3 +40,16 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps() -> Iterator[None]:
+    """Compiled programs are dropped before a worker has as many maps as Linux allows.
+
+    Each keeps some 20; at 65,530, the default limit, XLA ends with a segmentation
+    fault. The compilation cache brings back those that are needed again.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
