@@ -31,6 +31,8 @@ from toy_experiments.common.records import (
 from toy_experiments.phase_diagram import EQUAL_COST
 
 _PAPER = "Chen et al., arXiv 2508.12880v4"
+# What the phase diagram trains.
+_GRID = "pre-normalized blocks with EDM preconditioning, three mixtures"
 # An interval of 95 % lies on the wrong side of zero in 2.5 % of cells by chance.
 _CHANCE = 0.05
 
@@ -134,6 +136,7 @@ def _helps_at_equal_scale(metrics: Metrics) -> Judgement:
         f"{counts.total()}"
         for scale, counts in by_scale.items()
     )
+    chance = _CHANCE / 2 * total
     most = max(by_scale, key=lambda s: by_scale[s]["closer"] / by_scale[s].total())
     verdict: Verdict = "holds in a regime"
     if closer <= _CHANCE * total:
@@ -141,9 +144,10 @@ def _helps_at_equal_scale(metrics: Metrics) -> Judgement:
     elif closer > 0.9 * total:
         verdict = "holds"
     return Judgement(
-        f"three mixtures, {total} cells; most often at λ = {most:g}",
+        f"{_GRID}, {total} cells; most often at λ = {most:g}",
         f"S² is closer to the truth than CFG at the same scale in {closer} of {total} "
-        f"cells, farther in {farther} ({each}).",
+        f"cells, farther in {farther} ({each}). By chance alone {chance:g} "
+        "would be closer and as many farther.",
         "each cell by its own interval over seeds",
         verdict,
     )
@@ -170,7 +174,7 @@ def _best(reference: str) -> Callable[[Metrics], Judgement]:
             f"{relative[low]:+.1%} ({found[low].case}) to {relative[high]:+.0%} "
             f"({found[high].case})."
         )
-        return judge(found, effect, f"three mixtures, {len(found)} cells", each=False)
+        return judge(found, effect, f"{_GRID}, {len(found)} cells", each=False)
 
     return decide
 
@@ -243,7 +247,7 @@ def _small_omega(metrics: Metrics) -> Judgement:
     if least > _CHANCE:
         verdict = "holds" if least > 0.9 else "holds in a regime"
     return Judgement(
-        f"three mixtures, ω = {small:g} against 0 and {large:g}",
+        f"{_GRID}, ω = {small:g} against 0 and {large:g}",
         f"ω = {small:g} is closer to the truth than CFG in {better} of {len(cells)} "
         f"cells; ω = {large:g} is farther than ω = {small:g} in {worse}.",
         "each cell by its own interval over seeds",
