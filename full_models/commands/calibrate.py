@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -24,10 +25,17 @@ from gmm_guidance._runtime.figure_style import (
 from gmm_guidance._runtime.files import sha256
 from gmm_guidance._runtime.npz import headers, read_array
 from gmm_guidance._runtime.progress import Reporter
+from gmm_guidance.analysis.weak_pass_profile import WeakPassProfile
 from gmm_guidance.guidance.calibrated import feature_name
 
 _MOST_BARS = 12
 _MARKERS: dict[str, Any] = {"marker": "o", "markersize": 3, "elinewidth": 0.8}
+_PROFILE_TITLES = {
+    "output": "fraction of the output taken away",
+    "cfg": "CFG scale added by a unit of ω",
+    "best_weight": "ω of least error on CFG of scale {scale:g}",
+}
+_PRINTED_LEVELS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Calibrate:
     """Number of noise levels, from 0.01 to 20 data standard deviations."""
     batch_size: int = 64
     """Number of samples computed at once."""
+    cfg_scale: float = 2.0
+    """Total CFG scale to which S² would be added, for the profile of its correction."""
     seed: int = 0
     """Random seed of the noise."""
 
@@ -60,6 +70,7 @@ class Calibrate:
             "model": self.model.describe(checkpoint),
             "data": {"name": self.data.name, "sha256": sha256(self.data)},
             **{n: getattr(self, n) for n in ("blocks", "num_samples", "num_levels")},
+            "cfg_scale": self.cfg_scale,
             "seed": self.seed,
         }
         with RunFolder(self.out, description) as folder:
@@ -97,8 +108,17 @@ class Calibrate:
                     f"± {100 * entry['fraction_standard_error']:.2g} % of the squared "
                     f"error"
                 )
+            profile = None
+            if any(not isinstance(feature, str) for feature in found.features):
+                profile = found.profile()
+                with figure_style():
+                    figure = profile_figure(profile, self.cfg_scale)
+                    figure.savefig(folder.path / "profile.png")
+                for line in profile_lines(profile, self.cfg_scale):
+                    reporter.say(line)
             folder.record(
                 {
+                    "profile": profile and profile.records(self.cfg_scale),
                     "squared_error": found.total_error(),
                     "ranking": ranking,
                     "machine": machine(),
@@ -160,6 +180,76 @@ def calibration_figure(found: gg.Calibration, ranking: list[dict[str, Any]]) -> 
     right.invert_yaxis()
     right.axvline(0.0, color=TRUTH, linewidth=0.8)
     right.set_xlabel("squared error that each alone removes, % of the whole")
+    return figure
+
+
+def _projections(
+    profile: WeakPassProfile, scale: float
+) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
+    """Title, values and half widths of 95 % intervals, ``[S, K]``, by direction."""
+    found = {
+        name: profile.fraction(name)
+        for name in profile.directions
+        if name != "learning_error"
+    } | {"best_weight": profile.best_weight(scale)}
+    width = scipy.stats.t.ppf(0.975, profile.products.shape[1] - 1)
+    return {
+        name: (
+            _PROFILE_TITLES[name].format(scale=scale),
+            projection.value,
+            width * projection.standard_error,
+        )
+        for name, projection in found.items()
+    }
+
+
+def profile_lines(profile: WeakPassProfile, scale: float) -> list[str]:
+    """The projections of the last correction (the mean of blocks) at some levels."""
+    levels = np.unique(
+        np.linspace(0, len(profile.sigmas) - 1, _PRINTED_LEVELS).round().astype(int)
+    )
+    header = "  ".join(f"{profile.sigmas[k]:>13.3g}" for k in levels)
+    lines = [
+        f"  correction of {profile.corrections[-1]}, 95 % intervals",
+        "  σ" + header,
+    ]
+    for title, value, bar in _projections(profile, scale).values():
+        cells = (f"{value[k, -1]:+.3f} ± {bar[k, -1]:.3f}" for k in levels)
+        lines += [f"  {title}:", "   " + "  ".join(f"{c:>13}" for c in cells)]
+    return lines
+
+
+def profile_figure(profile: WeakPassProfile, scale: float) -> Figure:
+    """Where the correction of each dropped block points, by noise level.
+
+    The mean of blocks, or a single correction, has 95 % intervals.
+    """
+    panels = _projections(profile, scale)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(PAGE_WIDTH, 2.6), squeeze=False, sharex=True
+    )
+    for ax, (title, value, bar) in zip(axes[0], panels.values(), strict=True):
+        for k, name in enumerate(profile.corrections[:-1]):
+            label = "single blocks" if k == 0 else None
+            ax.plot(profile.sigmas, value[:, k], color=TRUTH, lw=0.5, label=label)
+            ax.annotate(
+                name.removeprefix("block "), (profile.sigmas[-1], value[-1, k]),
+                fontsize=5, color=TRUTH,
+            )  # fmt: skip
+        ax.errorbar(
+            profile.sigmas, value[:, -1], bar[:, -1], color=COLORS["s2"],
+            label=profile.corrections[-1], **_MARKERS,
+        )  # fmt: skip
+        ax.axhline(0.0, color=TRUTH, linewidth=0.8)
+        # CFG's direction vanishes at low noise: levels that say nothing set no range.
+        known = value[bar[:, -1] <= 4.0 * np.median(bar[:, -1]) + 1e-6]
+        low, high = min(0.0, known.min()), max(0.0, known.max())
+        if low < high:
+            ax.set_ylim(1.4 * low - 0.4 * high, 1.4 * high - 0.4 * low)
+        ax.set(xscale="log", xlabel="noise level σ")
+        ax.set_title(title, fontsize=7)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    axes[0, 0].legend()
     return figure
 
 

@@ -204,6 +204,7 @@ def test_calibrate_ranks_features(capsys, weights, tmp_path):
     np.savez(data, samples=samples, labels=rng.integers(0, 5, 40))
     out = tmp_path / "out"
     options = ("--blocks", "1", "2", "--num-samples", "240", "--num-levels", "2")
+    options += ("--cfg-scale", "1.5")
     status, text, error = run_cli(
         capsys,
         "calibrate",
@@ -228,6 +229,16 @@ def test_calibrate_ranks_features(capsys, weights, tmp_path):
         assert entry["fraction_standard_error"] == pytest.approx(error_of_it / total)
     assert "% of the squared error" in text
     assert len(found.block_costs) == 4 and (out / "calibration.png").exists()
+    rows = [r for r in record["profile"] if r["correction"] == "mean of blocks"]
+    weights_of_mean = [r["value"] for r in rows if r["quantity"] == "best_weight"]
+    # Least squares of x0 - D_cfg on the mean correction, from the saved products.
+    profile = found.profile()
+    cfg = 4 + profile.directions.index("cfg")
+    for value, p in zip(weights_of_mean, profile.products.mean(1), strict=True):
+        assert value == pytest.approx((p[2, 3] - 0.5 * p[2, cfg]) / p[2, 2], rel=1e-4)
+    assert {"output_fraction", "cfg_fraction"} < {r["quantity"] for r in rows}
+    assert "ω of least error on CFG of scale 1.5" in text
+    assert (out / "profile.png").exists()
     data.write_bytes(data.read_bytes()[:-100])
     arguments = ("calibrate", "--weights", weights, "--data", data)
     status, _, error = run_cli(capsys, *arguments, "--out", out / "2")
