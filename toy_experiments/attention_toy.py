@@ -556,7 +556,8 @@ def _draw_trained(metrics: Metrics) -> Figure:
         ax.set_xticks(range(len(kinds)), titles, fontsize=6)
         ax.set_title(f"corrections of networks trained for {step} steps")
     axes[0, 0].set_ylabel("fraction of squared correction")
-    axes[0, 0].legend(fontsize=6)
+    axes[0, 0].set_ylim(0.0, 1.2)
+    axes[0, 0].legend(fontsize=6, loc="upper center", ncols=3)
     for ax, scale in zip(axes[1], scales, strict=False):
         for rule in RULES:
             for k, step in enumerate(steps):
