@@ -12,6 +12,7 @@ from gmm_guidance._runtime.tables import with_error
 
 MIXTURE = gg.presets.two_modes()
 SCHEDULE = gg.CustomSchedule((80.0,))  # one step, to the denoised value
+pytestmark = pytest.mark.filterwarnings("ignore:the last noise level before 0 is 80")
 
 
 class Shifted:
