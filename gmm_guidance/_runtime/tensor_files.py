@@ -60,6 +60,7 @@ def write_tensors(
     text = json.dumps(sums, sort_keys=True)
     try:
         safetensors.numpy.save_file(arrays, path, {**metadata, CHECKSUMS: text})
+        _sort_metadata(path)
     except safetensors.SafetensorError as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
         if found is None:
@@ -70,6 +71,18 @@ def write_tensors(
             f"{path.parent} must have room and be writable ({os.strerror(number)}); "
             f"free some space, or name another place",
         ) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in order: safetensors leaves it to chance, file by file."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # equal but for the padding
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_checksums(metadata: Mapping[str, str], path: Path) -> dict[str, int]:

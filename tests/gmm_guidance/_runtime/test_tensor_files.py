@@ -67,6 +67,14 @@ def test_flipped_bits_are_noticed(saved, place):
         load_tree(path, tree)
 
 
+def test_equal_trees_are_equal_files(tmp_path):
+    """safetensors orders its metadata by chance."""
+    description = DESCRIPTION | {"text": "µ\x7f"}
+    files = [save_tree(tmp_path / f"{i}", TREE, description) for i in range(12)]
+    assert len({path.read_bytes() for path in files}) == 1
+    assert load_description(files[0])["text"] == "µ\x7f"
+
+
 def test_a_file_is_replaced_as_a_whole(saved):
     path, _ = saved
     save_tree(path, {"a": jnp.ones(2)}, {"kind": "other"})
