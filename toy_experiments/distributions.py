@@ -223,12 +223,12 @@ def _draw_overview(metrics: Metrics, data: Arrays) -> Figure:
         ),
     ]
     figure, axes = plt.subplots(
-        1, 3, figsize=(PAGE_WIDTH, 3.1), sharex=True, sharey=True
+        1, 3, figsize=(PAGE_WIDTH, 3.3), sharex=True, sharey=True
     )
     for ax, (title, place, rules) in zip(axes, panels, strict=True):
         for radius, alpha in ((2, 0.35), (1, 0.5)):
             ax.add_patch(Circle((4, 4), radius, color=TRUTH, alpha=alpha, lw=0))
-        notes = []
+        notes, records = [], []
         for rule in rules:
             key = f"four_corners/{place['network']}/{place['steps']}/{rule}"
             labels = np.arange(len(data[key])) % 4
@@ -245,7 +245,14 @@ def _draw_overview(metrics: Metrics, data: Arrays) -> Figure:
                 f"{shown[rule]}: shift {plus_minus(record['mode_shift'], 2)}, "
                 f"width × {plus_minus(record['mode_width_ratio'], 2)}"
             )
+            records.append(record)
             ax.plot([], [], ".", color=color, label=shown[rule])
+        if rules[-1] != "cfg":
+            change = paired_change(records[1], records[0], "mode_shift")
+            low, high = change["interval_95"]
+            text = f"{change['mean']:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
+            notes.append(f"shift by S²: {text}, {_direction(low, high)}")
+        notes += [""] * (3 - len(notes))
         ax.set_title(title, fontsize=7.5)
         ax.set_xlabel("\n".join(notes), fontsize=6.2)
         ax.legend(loc="upper left", frameon=False, handletextpad=0.1)
@@ -255,11 +262,18 @@ def _draw_overview(metrics: Metrics, data: Arrays) -> Figure:
         "one of four classes; gray: the truth to 1 and 2 standard deviations; circles: "
         "mean and standard deviation of the samples of the first seed;\nscale of CFG "
         f"{own['cfg_scale']:g}, {own['cfg_scale']:g} and {paper_like['cfg_scale']:g}; "
-        f"ω = {own['strong_s2_scale']:g}; numbers: all classes, ± standard error over "
-        f"{metrics['seeds']} training seeds",
+        f"ω = {own['strong_s2_scale']:g}; numbers: all classes, ± standard error and "
+        f"95 % intervals over {metrics['seeds']} training seeds",
         fontsize=6.2,
     )
     return figure
+
+
+def _direction(low: float, high: float) -> str:
+    """What an interval of a change of the outward shift says."""
+    if low > 0.0:
+        return "outward"
+    return "inward" if high < 0.0 else "undecided"
 
 
 def _draw(dim: int, name: str, metrics: Metrics, data: Arrays) -> Figure:

@@ -123,8 +123,9 @@ def run_program(
                     bounds = np.array([first, stop], np.uint32)
                     given = (own, churn_key, sigmas, batch, draws)
                     run, record = _take_steps(kind, given, bounds, run)
-                    path.append(run[0])
-                    records.append(record)
+                    if one_by_one:  # else the states of held terms would all stay
+                        path.append(run[0])
+                        records.append(record)
                     first = stop
     along: dict[str, jax.Array] = {}
     if program.recorder is not None:

@@ -79,7 +79,7 @@ class TrainingConfig(FitConfig):
 
     @classmethod
     def quick(cls, **fields: Any) -> TrainingConfig:
-        """A configuration that trains in seconds, to try things out.
+        """A small configuration, to try things out.
 
         The network is small and its training short, so that its error is larger than
         that of the defaults, which take a minute on a processor of two cores.
