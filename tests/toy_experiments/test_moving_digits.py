@@ -67,7 +67,7 @@ def test_latents_and_captions_are_those_of_the_videos(videos):
     assert experiment.CAPTIONS[13] == "three moving right"
 
 
-@pytest.mark.slow  # two classifiers of 1,296 pixels are trained
+@pytest.mark.ci
 def test_a_miniature_of_the_experiment(tmp_path):
     network = dataclasses.replace(
         experiment._NETWORK, width=16, depth=2, num_heads=1, mlp_width=16
